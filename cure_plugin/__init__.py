@@ -1,0 +1,14 @@
+"""cure_plugin: multi-norm perturbation sets, certified training and export for auto_LiRPA."""
+
+from cure_plugin.compat import import_auto_lirpa
+
+import_auto_lirpa()
+
+from cure_plugin.bounds.first_layer import install as _install_first_layer_hook  # noqa: E402
+from cure_plugin.sets import PerturbationLpBall, PerturbationSet, PerturbationUnion  # noqa: E402
+
+_install_first_layer_hook()
+
+__version__ = "0.1.0"
+
+__all__ = ["PerturbationLpBall", "PerturbationSet", "PerturbationUnion"]

@@ -1,0 +1,114 @@
+"""Projected gradient attacks inside any perturbation set: correct, batched, input gradients only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cure_plugin.sets import PerturbationSet
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+"""(logits (B, C), labels (B,)) -> value per sample (B,) that the attack makes large."""
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross entropy per sample, (B,)."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def worst_margin_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """max over j != y of z_j - z_y, (B,): positive exactly where the sample is misclassified."""
+    true = logits.gather(1, y[:, None])
+    others = logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
+    return others.amax(1) - true.squeeze(1)
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    perturbation: PerturbationSet,
+    steps: int = 8,
+    objective: Objective = cross_entropy,
+    random_start: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Projected gradient ascent from a random start; returns the best point met, (B, *input).
+
+    The step shrinks by 10 after half and after 7/8 of the steps (SABR's schedule for 8 steps). Every
+    point is projected onto the set around ``x`` itself, so none can drift away. BatchNorm runs on its
+    running statistics during the attack; the model's mode is restored.
+
+    Args:
+        model: maps (B, *input) to logits (B, C).
+        x: clean inputs (B, *input); y: labels (B,).
+        perturbation: the set to stay in.
+        objective: what to make large, per sample.
+    """
+    decay_steps = {steps // 2, steps * 7 // 8}
+    step = perturbation.attack_step
+    point = perturbation.sample(x, generator) if random_start else x.clone()
+    best_point, best_value = point, torch.full((x.shape[0],), -torch.inf, dtype=x.dtype, device=x.device)
+    with _evaluation_mode(model), torch.enable_grad():
+        for index in range(steps + 1):
+            point = point.detach().requires_grad_(index < steps)
+            value = objective(model(point), y)
+            better = value.detach() > best_value
+            best_value = torch.where(better, value.detach(), best_value)
+            best_point = torch.where(better.view(-1, *[1] * (x.ndim - 1)), point.detach(), best_point)
+            if index == steps:
+                break
+            (gradient,) = torch.autograd.grad(value.sum(), point)
+            if index > 0 and index in decay_steps:
+                step /= 10
+            point = perturbation.ascend(x, point.detach(), gradient, step)
+    return best_point
+
+
+def find_counterexample(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    perturbation: PerturbationSet,
+    steps: int = 40,
+    restarts: int = 3,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Look for misclassified points in the set: the clean point, then PGD on the worst margin.
+
+    Each restart works on the samples still unbroken only.
+
+    Returns:
+        (found (B,) bool, points (B, *input)): where found, a point of the set that the model gets wrong.
+    """
+    points = x.clone()
+    with _evaluation_mode(model), torch.no_grad():
+        found = worst_margin_loss(model(x), y) >= 0
+    for restart in range(restarts):
+        left = (~found).nonzero().squeeze(1)
+        if left.numel() == 0:
+            break
+        candidate = pgd(
+            model, x[left], y[left], perturbation, steps, worst_margin_loss, restart > 0, generator
+        )
+        with _evaluation_mode(model), torch.no_grad():
+            broken = worst_margin_loss(model(candidate), y[left]) >= 0
+        points[left[broken]] = candidate[broken]
+        found[left[broken]] = True
+    return found, points
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Run in eval mode and give every submodule its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

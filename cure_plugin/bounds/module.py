@@ -1,0 +1,27 @@
+"""A ``BoundedModule`` with the options that keep every auto_LiRPA version sound and working."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from auto_LiRPA import BoundedModule
+from torch import nn
+
+BOUND_OPTIONS: dict[str, Any] = {
+    # 0.3 indexes alphas by a stale mask when over 90 % of a layer is unstable.
+    "sparse_features_alpha": False,
+}
+
+
+def bounded_module(
+    model: nn.Module, input_shape: tuple[int, ...], options: dict[str, Any] | None = None
+) -> BoundedModule:
+    """Wrap ``model`` (its parameters are shared) for inputs of shape (B, *input_shape).
+
+    Args:
+        options: auto_LiRPA's ``bound_opts`` on top of :data:`BOUND_OPTIONS`.
+    """
+    reference = next(model.parameters())
+    example = torch.zeros(1, *input_shape, dtype=reference.dtype, device=reference.device)
+    return BoundedModule(model, example, bound_opts={**BOUND_OPTIONS, **(options or {})}, device=reference.device)

@@ -1,0 +1,106 @@
+"""The one place that knows auto_LiRPA's versions: mends 0.3 on modern stacks, leaves 0.7.1 alone.
+
+auto_LiRPA 0.3 (the newest on PyPI) fails on numpy 2 / torch 2 for four reasons: the module
+``numpy.lib.arraysetops`` and the name ``numpy.bool`` went away, as did
+``torch.onnx.symbolic_helper._set_opset_version`` and subscripting of traced graph nodes.
+:func:`import_auto_lirpa` supplies exactly those that are missing, imports auto_LiRPA, and takes
+back what only the import needed. (A fifth, ``BoundedModule.parameters()``, only matters in matrix mode.) Nothing is done if auto_LiRPA is already imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from cure_plugin.errors import MissingDependencyError
+
+INSTALL_HINT = (
+    "auto_LiRPA is not installed; cure_plugin extends it and needs 0.3 or 0.7.1. Either run\n"
+    "pip install --no-deps auto_LiRPA==0.3, or clone github.com/Verified-Intelligence/auto_LiRPA "
+    "and run pip install --no-deps ./auto_LiRPA"
+)
+
+
+def _set_opset_version(opset_version: int) -> None:
+    """What torch < 2 called to fix the operator set of a traced graph."""
+    for name in ("torch.onnx._internal.torchscript_exporter._globals", "torch.onnx._globals"):
+        if find_spec(name) is not None:
+            importlib.import_module(name).GLOBALS.export_onnx_opset_version = opset_version
+            return
+
+
+def _node_getitem(node: Any, attribute: str) -> Any:
+    """``node[attribute]`` of a traced graph node, as torch < 2 offered it."""
+    return getattr(node, node.kindOf(attribute))(attribute)
+
+
+@contextmanager
+def _names_needed_by_0_3() -> Iterator[None]:
+    """Supply the vanished names; those needed at run time stay, the others go after the import."""
+    import torch.onnx.symbolic_helper as symbolic_helper
+
+    if not hasattr(np, "bool"):
+        np.bool = np.bool_  # type: ignore[attr-defined]  # numpy 1.24 to 1.26
+    if not hasattr(torch._C.Node, "__getitem__"):
+        torch._C.Node.__getitem__ = _node_getitem  # type: ignore[attr-defined]
+    stub_name = "numpy.lib.arraysetops"
+    add_stub = stub_name not in sys.modules and find_spec(stub_name) is None
+    add_opset = not hasattr(symbolic_helper, "_set_opset_version")
+    if add_stub:
+        stub = ModuleType(stub_name)
+        stub.isin = np.isin  # type: ignore[attr-defined]
+        sys.modules[stub_name] = stub
+    if add_opset:
+        symbolic_helper._set_opset_version = _set_opset_version  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if add_stub:
+            del sys.modules[stub_name]
+        if add_opset:
+            del symbolic_helper._set_opset_version  # type: ignore[attr-defined]
+
+
+def import_auto_lirpa() -> ModuleType:
+    """Import auto_LiRPA, mended where its version needs it, and return the package.
+
+    Raises:
+        MissingDependencyError: auto_LiRPA is not installed; the two lines name both ways to install it.
+    """
+    loaded = sys.modules.get("auto_LiRPA")
+    if loaded is not None:
+        return loaded
+    if find_spec("auto_LiRPA") is None:
+        raise MissingDependencyError(INSTALL_HINT)
+    with _names_needed_by_0_3():
+        package = importlib.import_module("auto_LiRPA")
+    _accept_remove_duplicate(package.BoundedModule)
+    return package
+
+
+def _accept_remove_duplicate(bounded_module: Any) -> None:
+    """Let 0.3's ``BoundedModule.parameters()`` take the argument that torch 2 passes along."""
+    original = bounded_module._named_members
+    if "remove_duplicate" in inspect.signature(original).parameters:
+        return
+
+    @functools.wraps(original)
+    def named_members(self: Any, *args: Any, remove_duplicate: bool = True, **kwargs: Any) -> Any:
+        return original(self, *args, **kwargs)
+
+    bounded_module._named_members = named_members
+
+
+def patch_bounds_are_flat() -> bool:
+    """Whether this auto_LiRPA adds up bounds of ``Patches`` flattened (0.7) or as images (0.3)."""
+    return find_spec("auto_LiRPA.concretize_bounds") is not None

@@ -1,0 +1,147 @@
+"""The contract of a perturbation set, as a class that stock auto_LiRPA accepts everywhere.
+
+A :class:`PerturbationSet` poses as an linf box (its hull) wherever auto_LiRPA forgets which set it is
+bounding, which makes every operator order sound; wherever auto_LiRPA asks, ``concretize`` answers for
+the exact set.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from auto_LiRPA.linear_bound import LinearBound
+from auto_LiRPA.patches import Patches
+from auto_LiRPA.perturbations import PerturbationLpNorm
+from auto_LiRPA.utils import eyeC
+from torch import Tensor
+
+from cure_plugin.errors import SpecError
+from cure_plugin.sets.rows import Rows, dot, rows_of_matrix, rows_of_patches
+
+
+class PerturbationSet(PerturbationLpNorm, ABC):  # type: ignore[misc]
+    """Base class of all sets; hand one to auto_LiRPA's ``BoundedTensor(x, perturbation)``.
+
+    A subclass implements :meth:`box`, :meth:`deviation`, :meth:`project`, :meth:`sample`,
+    :meth:`ascend`, :meth:`scaled` and :meth:`small_region`; inputs are batches ``x`` of shape (B, *input), float.
+    """
+
+    name: str
+    """Short name used in reports and file names, e.g. ``linf``."""
+
+    attack_step: float = 0.25
+    """Relative size of the first attack step (see :meth:`ascend`)."""
+
+    def __init__(self) -> None:
+        super().__init__(eps=0.0, norm=math.inf)
+
+    # -- what a set defines --------------------------------------------------------------------
+
+    @abstractmethod
+    def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Smallest box (lower, upper), each (B, *input), that holds the set around ``x``.
+
+        Raises:
+            SpecError: ``x`` is no point of the domain, or its shape does not fit the set.
+        """
+
+    @abstractmethod
+    def deviation(self, x: Tensor, rows: Rows) -> Tensor:
+        """Minimum of ``rows . (x' - x)`` over the set around ``x`` (a lower bound of it is sound too)."""
+
+    @abstractmethod
+    def project(self, x: Tensor, point: Tensor) -> Tensor:
+        """A point of the set around ``x`` near ``point``; the identity on points of the set."""
+
+    @abstractmethod
+    def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """One random point of the set per sample, (B, *input), reaching the set's boundary."""
+
+    @abstractmethod
+    def ascend(self, x: Tensor, point: Tensor, gradient: Tensor, step: float) -> Tensor:
+        """One attack step from ``point`` along ``gradient``; ``step`` is relative to the set's radius."""
+
+    @abstractmethod
+    def scaled(self, factor: float) -> PerturbationSet:
+        """The same kind of set, ``factor`` (>= 0) times as large: annealing and certified curves use it."""
+
+    @abstractmethod
+    def small_region(self, x: Tensor, point: Tensor, ratio: float) -> tuple[Tensor, PerturbationSet]:
+        """SABR's region: a (centre, set) of relative size ``ratio`` near ``point``, inside the set around ``x``."""
+
+    # -- what every set then has ---------------------------------------------------------------
+
+    def contains(self, x: Tensor, point: Tensor, tolerance: float = 1e-6) -> Tensor:
+        """Whether each ``point`` lies in the set around ``x``, up to ``tolerance`` per coordinate; (B,) bool."""
+        return (self.project(x, point) - point).abs().flatten(1).amax(1) <= tolerance
+
+    def refines_first_layer(self) -> bool:
+        """Whether :meth:`deviation` beats the box hull on the rows of a first linear layer."""
+        return True
+
+    def init(self, x: Tensor, aux: Any = None, forward: bool = False) -> tuple[LinearBound, Tensor, Any]:
+        """auto_LiRPA's hook before a bound computation: the box hull of the set around ``x``.
+
+        Raises:
+            SpecError: ``x`` holds NaN or infinite values, is no float batch, or lies outside the domain.
+        """
+        check_batch(x)
+        self.x_L, self.x_U = self.box(x)
+        if not forward:
+            return LinearBound(None, None, None, None, self.x_L, self.x_U), x, aux
+        identity = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
+        weights = identity.expand(x.shape[0], -1, -1).unflatten(2, x.shape[1:])
+        offset = torch.zeros_like(x)
+        return LinearBound(weights, offset, weights, offset, self.x_L, self.x_U), x, aux
+
+    def concretize(
+        self, x: Tensor, A: Tensor | eyeC | Patches | None, sign: int = -1, aux: Any = None, **_: Any
+    ) -> Tensor | None:
+        """auto_LiRPA's hook: bound ``A x'`` over the set around ``x``, from below (sign -1) or above (+1).
+
+        Args:
+            x: (B, *input).
+            A: a matrix (B, S, *input), ``Patches``, a lazy identity, or None.
+
+        Returns:
+            The bound in auto_LiRPA's layout: (B, S) for a matrix, (B, out_c, h, w) for dense patches
+            (flattened for 0.7), (B, rows) for sparse patches; None where ``A`` is None.
+        """
+        if A is None:
+            return None
+        if isinstance(A, eyeC) or (isinstance(A, Patches) and A.identity == 1):
+            lower, upper = self.box(x)
+            return _select_identity(lower if sign < 0 else upper, A)
+        rows = rows_of_patches(A) if isinstance(A, Patches) else rows_of_matrix(A)
+        at_clean = dot(rows, x)
+        if sign < 0:
+            return rows.restore(at_clean + self.deviation(x, rows))
+        return rows.restore(at_clean - self.deviation(x, rows.negated()))
+
+
+def _select_identity(bound: Tensor, identity: eyeC | Patches) -> Tensor:
+    """The box end in the layout that an identity ``A`` asks for."""
+    if isinstance(identity, eyeC):
+        return bound.flatten(1)
+    if identity.unstable_idx is None:
+        return bound
+    channel, across, down = identity.unstable_idx
+    return bound[:, channel, across, down]
+
+
+def check_batch(x: Tensor) -> None:
+    """Refuse what no set can start from.
+
+    Raises:
+        SpecError: not a float tensor with a batch axis, empty, or holding NaN or infinity.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
+        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise SpecError(f"x must be a float batch of shape (B, ...), got {shape}; add a batch axis or convert")
+    if x.numel() == 0:
+        raise SpecError(f"x is empty (shape {tuple(x.shape)}); give at least one image")
+    if not bool(torch.isfinite(x).all()):
+        raise SpecError("x holds NaN or infinite values; clean the images before bounding them")

@@ -1,0 +1,217 @@
+"""Lp balls cut with a box domain, for p in {1, 2, inf}."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cure_plugin.errors import SpecError
+from cure_plugin.sets.base import PerturbationSet
+from cure_plugin.sets.linear_minimum import box_minimum, in_chunks, l1_box_minimum, l2_box_minimum
+from cure_plugin.sets.rows import Rows
+
+DOMAIN_TOLERANCE = 1e-6
+"""How far a clean pixel may lie outside the domain (rounding of the data) before it is refused."""
+
+_L1_STEP_SHARE = 0.05
+"""Share of coordinates that one l1 attack step moves (sparse steps: Tramer and Boneh 2019)."""
+
+
+class PerturbationLpBall(PerturbationSet):
+    """All x' in the domain with ||x' - x||_p <= eps.
+
+    Args:
+        norm: 1, 2 or inf.
+        eps: radius >= 0, a number or a tensor (B,) with one radius per sample.
+        domain: (lowest, highest) value of every input coordinate, or None for no cut.
+
+    Raises:
+        SpecError: another norm, a negative or non-finite eps, an empty domain.
+
+    >>> PerturbationLpBall(2, 0.5)
+    PerturbationLpBall(norm=2, eps=0.5, domain=(0.0, 1.0))
+    """
+
+    def __init__(
+        self, norm: float, eps: float | Tensor, domain: tuple[float, float] | None = (0.0, 1.0)
+    ) -> None:
+        super().__init__()
+        if norm not in (1, 2, math.inf):
+            raise SpecError(f"norm must be 1, 2 or inf, got {norm!r}")
+        self.p = float(norm)
+        self.name = "linf" if self.p == math.inf else f"l{int(self.p)}"
+        self.domain = None if domain is None else (float(domain[0]), float(domain[1]))
+        if self.domain is not None and not self.domain[0] < self.domain[1]:
+            raise SpecError(f"domain must be (lowest, highest) with lowest < highest, got {domain!r}")
+        self.set_eps(eps)
+
+    def set_eps(self, eps: float | Tensor) -> None:
+        """Change the radius, as auto_LiRPA's eps schedulers do.
+
+        Raises:
+            SpecError: negative or non-finite, or a tensor that is not (B,).
+        """
+        radius = torch.as_tensor(eps, dtype=torch.get_default_dtype() if not isinstance(eps, Tensor) else None)
+        if radius.ndim > 1:
+            raise SpecError(f"eps must be a number or one number per sample (B,), got shape {tuple(radius.shape)}")
+        if not bool((torch.isfinite(radius) & (radius >= 0)).all()):
+            raise SpecError(f"eps must be finite and >= 0, got {eps!r}")
+        self.eps = eps
+
+    # -- geometry ------------------------------------------------------------------------------
+
+    def _radius(self, x: Tensor) -> Tensor:
+        """eps as a tensor (B,) like ``x``."""
+        radius = torch.as_tensor(self.eps, dtype=x.dtype, device=x.device)
+        if radius.ndim == 1 and radius.shape[0] != x.shape[0]:
+            raise SpecError(f"eps has {radius.shape[0]} radii but x has {x.shape[0]} samples; give one per sample")
+        return radius.expand(x.shape[0])
+
+    def _room(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """How far each coordinate may move down (<= 0) and up (>= 0) inside the box hull."""
+        radius = per_image(self._radius(x), x).expand_as(x)
+        if self.domain is None:
+            return -radius, radius
+        lowest, highest = self.domain
+        if bool((x < lowest - DOMAIN_TOLERANCE).any() or (x > highest + DOMAIN_TOLERANCE).any()):
+            raise SpecError(
+                f"x has values in [{x.min().item():.4g}, {x.max().item():.4g}], outside domain {self.domain}; "
+                "make normalisation a layer of the net, or pass the domain of the normalised input"
+            )
+        down = torch.maximum(-radius, lowest - x).clamp(max=0)
+        up = torch.minimum(radius, highest - x).clamp(min=0)
+        return down, up
+
+    def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        down, up = self._room(x)
+        return x + down, x + up
+
+    def deviation(self, x: Tensor, rows: Rows) -> Tensor:
+        a = rows.coefficients
+        if self.p == math.inf:
+            return in_chunks(box_minimum, a, *self._room_of(rows, x))
+        eps = rows.per_sample(self._radius(x))
+        if self.domain is None:
+            touched = rows.pick(torch.ones_like(x[:1]))  # 0 where a row reaches into the padding
+            dual = math.inf if self.p == 1 else 2.0
+            return -eps.squeeze(-1) * (a * touched).norm(p=dual, dim=-1)
+        minimum = l1_box_minimum if self.p == 1 else l2_box_minimum
+        return in_chunks(minimum, a, *self._room_of(rows, x), eps)
+
+    def _room_of(self, rows: Rows, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The room of every coordinate that a row touches; none in the padding."""
+        down, up = self._room(x)
+        return rows.pick(down), rows.pick(up)
+
+    def refines_first_layer(self) -> bool:
+        return self.p != math.inf
+
+    # -- points --------------------------------------------------------------------------------
+
+    def project(self, x: Tensor, point: Tensor) -> Tensor:
+        """Clip to the box hull, then shrink (l2) or soft-threshold (l1) the offset into the ball."""
+        down, up = self._room(x)
+        offset = torch.minimum(torch.maximum(point - x, down), up)
+        if self.p == 2:
+            radius = per_image(self._radius(x), x)
+            length = per_image(offset.flatten(1).norm(dim=1), x)
+            offset = offset * (radius / length.clamp(min=1e-12)).clamp(max=1)
+        elif self.p == 1:
+            offset = offset.sign() * (offset.abs() - per_image(self._l1_threshold(x, offset), x)).clamp(min=0)
+        return self._into_domain(x + offset)
+
+    def contains(self, x: Tensor, point: Tensor, tolerance: float = 1e-6) -> Tensor:
+        """Whether the offset's norm is at most eps + ``tolerance`` and the point in the domain; (B,) bool."""
+        inside = (point - x).flatten(1).norm(p=self.p, dim=1) <= self._radius(x) + tolerance
+        if self.domain is None:
+            return inside
+        outside = (point < self.domain[0] - tolerance) | (point > self.domain[1] + tolerance)
+        return inside & ~outside.flatten(1).any(1)
+
+    def _into_domain(self, point: Tensor) -> Tensor:
+        """Take away the last bit of rounding that may stick out of the domain."""
+        return point if self.domain is None else point.clamp(*self.domain)
+
+    def _l1_threshold(self, x: Tensor, offset: Tensor) -> Tensor:
+        """The shrinkage (B,) that brings each offset's l1 norm to at most eps (Duchi et al. 2008)."""
+        radius = self._radius(x).unsqueeze(1)
+        size = offset.abs().flatten(1)
+        sorted_size = size.sort(dim=1, descending=True).values
+        count = torch.arange(1, size.shape[1] + 1, dtype=x.dtype, device=x.device)
+        candidate = (sorted_size.cumsum(1) - radius) / count
+        last = (sorted_size > candidate).sum(1, keepdim=True).clamp(min=1) - 1
+        threshold = candidate.gather(1, last).squeeze(1).clamp(min=0)
+        return torch.where(size.sum(1) > radius.squeeze(1), threshold, 0)
+
+    def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        radius = per_image(self._radius(x), x)
+        if self.p == math.inf:
+            down, up = self._room(x)
+            share = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+            return self._into_domain(x + down + share * (up - down))
+        if self.p == 2:
+            direction = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        else:
+            exponential = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+            sign = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device) - 0.5
+            direction = sign.sign() * -(exponential.clamp(min=1e-12).log())
+        length = per_image(direction.flatten(1).norm(p=self.p, dim=1), x)
+        share = torch.rand(x.shape[0], generator=generator, dtype=x.dtype, device=x.device)
+        offset = direction / length * radius * per_image(share, x) ** (1 / x[0].numel())
+        return self.project(x, x + offset)
+
+    def ascend(self, x: Tensor, point: Tensor, gradient: Tensor, step: float) -> Tensor:
+        length = step * per_image(self._radius(x), x)
+        if self.p == math.inf:
+            direction = gradient.sign()
+        elif self.p == 2:
+            direction = gradient / per_image(gradient.flatten(1).norm(dim=1), x).clamp(min=1e-12)
+        else:
+            direction = self._l1_direction(point, gradient)
+        return self.project(x, point + length * direction)
+
+    def _l1_direction(self, point: Tensor, gradient: Tensor) -> Tensor:
+        """Unit l1 step over the largest gradients among the coordinates that can still move."""
+        if self.domain is not None:
+            stuck = ((point <= self.domain[0]) & (gradient < 0)) | ((point >= self.domain[1]) & (gradient > 0))
+            gradient = gradient.masked_fill(stuck, 0)
+        size = gradient.abs().flatten(1)
+        count = max(1, int(_L1_STEP_SHARE * size.shape[1]))
+        smallest = size.topk(count, dim=1).values[:, -1]
+        chosen = (gradient.abs() >= per_image(smallest, gradient).clamp(min=1e-30)).to(gradient.dtype)
+        total = per_image(chosen.flatten(1).sum(1), gradient).clamp(min=1)
+        return gradient.sign() * chosen / total
+
+    def scaled(self, factor: float) -> PerturbationLpBall:
+        return PerturbationLpBall(self.p, self.eps * factor, self.domain)
+
+    def small_region(self, x: Tensor, point: Tensor, ratio: float) -> tuple[Tensor, PerturbationLpBall]:
+        """linf: a box kept inside the hull (SABR). l1, l2: a ball of radius ratio * eps kept inside the ball.
+
+        The l1 and l2 region is not cut with the domain: its first layer then costs one dual norm for
+        the whole batch. It only ever grows by that, so the loss stays an upper bound.
+        """
+        if not 0 <= ratio <= 1:
+            raise SpecError(f"ratio (lambda) must lie in [0, 1], got {ratio!r}")
+        radius = self._radius(x) * ratio
+        if self.p == math.inf:
+            lower, upper = self.box(x)
+            reach = torch.minimum(per_image(radius, x), (upper - lower) / 2)
+            centre = torch.minimum(torch.maximum(point, lower + reach), upper - reach)
+            return centre, PerturbationLpBall(self.p, radius, self.domain)
+        offset = point - x
+        length = per_image(offset.flatten(1).norm(p=self.p, dim=1), x)
+        allowed = per_image(self._radius(x) - radius, x)
+        centre = x + offset * (allowed / length.clamp(min=1e-12)).clamp(max=1)
+        return centre, PerturbationLpBall(self.p, radius, None)
+
+    def __repr__(self) -> str:
+        p = "inf" if self.p == math.inf else int(self.p)
+        return f"PerturbationLpBall(norm={p}, eps={self.eps}, domain={self.domain})"
+
+
+def per_image(value: Tensor, x: Tensor) -> Tensor:
+    """Reshape (B,) to broadcast against ``x`` (B, *input)."""
+    return value.view(-1, *[1] * (x.ndim - 1))
