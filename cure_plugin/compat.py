@@ -13,6 +13,7 @@ import functools
 import importlib
 import inspect
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -82,7 +83,9 @@ def import_auto_lirpa() -> ModuleType:
         return loaded
     if find_spec("auto_LiRPA") is None:
         raise MissingDependencyError(INSTALL_HINT)
-    with _names_needed_by_0_3():
+    with warnings.catch_warnings(), _names_needed_by_0_3():
+        # auto_LiRPA shows every warning once, for the whole process, and calls what torch deprecates.
+        warnings.simplefilter("ignore")
         package = importlib.import_module("auto_LiRPA")
     _accept_remove_duplicate(package.BoundedModule)
     return package

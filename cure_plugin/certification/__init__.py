@@ -1,0 +1,7 @@
+"""Certification of a net for several sets and their union: cheapest bound first, attacks as the upper limit."""
+
+from cure_plugin.certification.certifier import Certifier, Verdict
+from cure_plugin.certification.report import certify_dataset
+from cure_plugin.certification.summary import Summary, summarize, wilson_interval
+
+__all__ = ["Certifier", "Summary", "Verdict", "certify_dataset", "summarize", "wilson_interval"]

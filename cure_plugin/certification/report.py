@@ -1,0 +1,151 @@
+"""Certify a data set for a list of sets, one JSON line per image, resumable after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from cure_plugin.certification.certifier import Certifier
+from cure_plugin.datasets import ImageData
+from cure_plugin.errors import DataError, OutputError, SpecError
+from cure_plugin.files import write_text
+from cure_plugin.sets import SetSpec
+
+
+def certify_dataset(
+    certifier: Certifier,
+    data: ImageData,
+    sets: Sequence[SetSpec],
+    path: Path | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    label: str = "certify",
+) -> list[dict[str, Any]]:
+    """Decide every image of ``data`` for every set.
+
+    Images are worked on in fixed batches, each with random starts of its own, so a resumed run gives
+    the verdicts of an undisturbed one.
+
+    Args:
+        path: JSON-lines file to append to; images already in it are not redone. A sidecar
+            ``<path>.settings.json`` guards against mixing runs.
+        seed: of the attacks.
+        progress: show a bar on standard error.
+
+    Returns:
+        One record per image, in order: ``index``, ``label``, ``prediction``, ``sets`` (name ->
+        verdict fields), ``union`` (status).
+
+    Raises:
+        SpecError: two sets of the same name.
+        DataError: ``path`` holds results of another net, data or list of sets.
+        OutputError: ``path`` cannot be written.
+    """
+    names = [spec.name for spec in sets]
+    if not names or len(set(names)) != len(names):
+        raise SpecError(f"sets must be at least one, each with a name of its own; got {[str(spec) for spec in sets]}")
+    settings = {
+        "net": _fingerprint(certifier),
+        "images": hashlib.sha256(data.images.numpy().tobytes() + data.labels.numpy().tobytes()).hexdigest(),
+        "sets": [str(spec) for spec in sets],
+        "methods": list(certifier.methods),
+        "attack": [certifier.attack_steps, certifier.restarts],
+        "alpha_iterations": certifier.alpha_iterations,
+        "batch_size": certifier.batch_size,
+        "seed": seed,
+    }
+    records = _load(path, settings) if path is not None else []
+    records = records[: len(records) // certifier.batch_size * certifier.batch_size]
+    if path is not None:
+        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+        write_text(_settings_path(path), json.dumps(settings, indent=1) + "\n")
+    with tqdm(total=len(data), initial=len(records), disable=not progress, unit="image", desc=label) as bar:
+        for start in range(len(records), len(data), certifier.batch_size):
+            batch = _certify_batch(certifier, data, sets, start, seed)
+            records += batch
+            if path is not None:
+                _append(path, batch)
+            bar.update(len(batch))
+    return records
+
+
+def union_status(statuses: Sequence[str]) -> str:
+    """Falsified if any set is, proved if all are, else undecided."""
+    if "falsified" in statuses:
+        return "falsified"
+    return "proved" if all(status == "proved" for status in statuses) else "undecided"
+
+
+def _certify_batch(
+    certifier: Certifier, data: ImageData, sets: Sequence[SetSpec], start: int, seed: int
+) -> list[dict[str, Any]]:
+    stop = min(start + certifier.batch_size, len(data))
+    parameter = next(certifier.net.parameters())
+    x, y = data.batch(slice(start, stop), parameter.device)
+    x = x.to(parameter.dtype)
+    with torch.no_grad():
+        predictions = certifier.net(x).argmax(1).tolist()
+    generator = torch.Generator(parameter.device)
+    by_set = {}
+    for number, spec in enumerate(sets):
+        generator.manual_seed((seed * 1_000_003 + start) * 101 + number)
+        by_set[spec.name] = certifier.decide(x, y, spec.build(), generator)[0]
+    return [
+        {
+            "index": start + i,
+            "label": int(y[i]),
+            "prediction": predictions[i],
+            "sets": {name: asdict(verdicts[i]) for name, verdicts in by_set.items()},
+            "union": union_status([verdicts[i].status for verdicts in by_set.values()]),
+        }
+        for i in range(stop - start)
+    ]
+
+
+def _fingerprint(certifier: Certifier) -> str:
+    """A hash of the net's weights."""
+    digest = hashlib.sha256()
+    for name, value in certifier.net.state_dict().items():
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _settings_path(path: Path) -> Path:
+    return path.with_name(path.name + ".settings.json")
+
+
+def _load(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Whole records of an earlier, interrupted run; a torn last line is dropped."""
+    if not path.exists():
+        return []
+    try:
+        if json.loads(_settings_path(path).read_text()) != settings:
+            raise DataError(f"{path} holds results of other settings, net or data; delete it or choose another output")
+        lines = path.read_text().splitlines()
+    except (OSError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} has no readable {_settings_path(path).name}: {error}; delete both") from error
+    records = []
+    for number, line in enumerate(lines):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if not isinstance(record, dict) or record.get("index") != number:
+            break
+        records.append(record)
+    return records
+
+
+def _append(path: Path, records: list[dict[str, Any]]) -> None:
+    try:
+        with path.open("a") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in records))
+    except OSError as error:
+        raise OutputError(f"cannot append to {path}: {error}; make room, then run again to resume") from error

@@ -1,0 +1,64 @@
+"""Trained nets on disk: safe to load, never half-written."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cure_plugin.errors import CheckpointError
+from cure_plugin.files import write_atomically
+from cure_plugin.nets import NetSpec, build_net
+
+_FORMAT = 1
+
+
+def save_checkpoint(path: str | Path, spec: NetSpec, net: nn.Module, extra: dict[str, Any] | None = None) -> None:
+    """Write the net's description and weights, and ``extra`` plain values or tensors, to ``path``.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    payload = {"format": _FORMAT, "net": asdict(spec), "model": net.state_dict(), **(extra or {})}
+    write_atomically(path, lambda file: torch.save(payload, file))
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The contents of a checkpoint, loaded with ``weights_only=True``.
+
+    Raises:
+        CheckpointError: missing, truncated, or no checkpoint of ours.
+    """
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"cannot read checkpoint {path}: {reason}; train again or fetch it anew") from error
+    if not isinstance(payload, dict) or payload.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} is no cure_plugin checkpoint of format {_FORMAT}")
+    return payload
+
+
+def load_net(path: str | Path) -> tuple[NetSpec, nn.Sequential]:
+    """The net in a checkpoint, in eval mode.
+
+    Raises:
+        CheckpointError: see :func:`load_checkpoint`, or weights that do not fit the described net.
+    """
+    return net_of(load_checkpoint(path), str(path))
+
+
+def net_of(payload: dict[str, Any], source: str) -> tuple[NetSpec, nn.Sequential]:
+    """The net in a loaded checkpoint; ``source`` names it in errors."""
+    try:
+        values = payload["net"]
+        spec = NetSpec(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        net = build_net(spec)
+        net.load_state_dict(payload["model"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{source} does not hold the net it describes: {str(error).splitlines()[0]}") from error
+    return spec, net.eval()

@@ -1,0 +1,209 @@
+"""The main job on the shipped data: train for the union, certify, export, check outside, report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cure_plugin.attacks import worst_margin_loss
+from cure_plugin.certification import Certifier, Summary, certify_dataset, summarize
+from cure_plugin.certification.curves import certified_curves
+from cure_plugin.datasets import ImageData, load_data
+from cure_plugin.errors import MissingDependencyError
+from cure_plugin.export import export_onnx, read_vnnlib, write_vnnlib
+from cure_plugin.export.marabou import ask_marabou
+from cure_plugin.export.replay import OnnxNet, parity
+from cure_plugin.export.vnnlib import box_instance, counterexample_holds
+from cure_plugin.files import write_text
+from cure_plugin.report import Example, text_table, write_report
+from cure_plugin.sets import set_spec
+from cure_plugin.training import Trainer, load_recipe
+
+RECIPES = {"cure": "demo_cure", "linf": "demo_linf"}
+"""Method -> recipe, trained with the same data, net and epochs."""
+
+SETS = ("linf=0.1", "l2=0.5", "l1=1.0")
+"""The paper's MNIST radii."""
+
+CERTIFICATION_METHODS = ("IBP", "CROWN-IBP", "CROWN")
+CURVE_METHODS = ("IBP", "CROWN-IBP")
+CURVE_FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+EXPORTED_PER_STATUS = 4
+MARABOU_EPS = "0.01"
+MARABOU_TIMEOUT = 60
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Method:
+    """A trained net and its verdicts."""
+
+    net: nn.Module
+    certifier: Certifier
+    records: list[dict[str, Any]]
+    summary: Summary
+
+
+def run_demo(folder: Path, say: Say, images: int = 200, progress: bool = True) -> dict[str, Any]:
+    """Do everything, resuming or reusing what ``folder`` already holds; returns ``summary.json``'s content.
+
+    Args:
+        folder: output folder.
+        say: receives a line of text for the reader now and then.
+        images: test images to certify.
+        progress: show bars on standard error.
+    """
+    started = time.perf_counter()
+    test = load_data("mnist-slice", train=False).first(images)
+    specs = [set_spec(text) for text in SETS]
+    methods = {}
+    for name, recipe in RECIPES.items():
+        net = _train(name, recipe, folder / name, say, progress)
+        certifier = Certifier(net, test.shape, CERTIFICATION_METHODS)
+        records = certify_dataset(
+            certifier, test, specs, folder / name / "results.jsonl", progress=progress, label=f"certify {name}"
+        )
+        methods[name] = _Method(net, certifier, records, summarize(records))
+    say(text_table({name: method.summary for name, method in methods.items()}))
+    notes = _export_and_check(methods["cure"], test, folder, say)
+    curves = {
+        name: certified_curves(
+            Certifier(method.net, test.shape, CURVE_METHODS), test, specs, CURVE_FACTORS, progress, f"curves {name}"
+        )
+        for name, method in methods.items()
+    }
+    summary = {
+        "images": images,
+        "sets": list(SETS),
+        "methods": {name: asdict(method.summary) for name, method in methods.items()},
+        "outside": notes,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    lines = [
+        json.dumps({"method": name, **record}) + "\n" for name, method in methods.items() for record in method.records
+    ]
+    write_text(folder / "results.jsonl", "".join(lines))
+    write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_report(
+        folder / "report.html",
+        "cure_plugin demo: one net for linf, l2 and l1",
+        {name: method.summary for name, method in methods.items()},
+        CURVE_FACTORS,
+        curves,
+        _examples(methods["cure"], test),
+        notes,
+    )
+    say(f"report: {folder / 'report.html'} ({summary['seconds']:.0f} s)")
+    return summary
+
+
+def _train(name: str, recipe_name: str, folder: Path, say: Say, progress: bool) -> nn.Module:
+    recipe = load_recipe(recipe_name)
+    trainer = Trainer(recipe, load_data(recipe.data, train=True), folder)
+    if trainer.epochs_done >= recipe.epochs:
+        say(f"{name}: reusing the trained net in {folder}")
+    elif trainer.epochs_done:
+        say(f"{name}: resuming after epoch {trainer.epochs_done} of {recipe.epochs}")
+    else:
+        say(f"{name}: training {recipe.epochs} epochs for {' and '.join(text for text, _ in recipe.sets)}")
+    return trainer.run(progress)
+
+
+def _pick(records: list[dict[str, Any]], set_name: str, status: str, count: int) -> list[int]:
+    """The first few correctly classified images with that status."""
+    return [
+        record["index"]
+        for record in records
+        if record["sets"][set_name]["status"] == status and record["sets"][set_name]["stage"] != "clean"
+    ][:count]
+
+
+def _export_and_check(method: _Method, test: ImageData, folder: Path, say: Say) -> list[str]:
+    """Write ONNX and VNNLIB files, run them through tools that are not ours, and say what those found."""
+    model_path = folder / "model.onnx"
+    export_onnx(method.net, test.shape, model_path)
+    x, y = test.batch(slice(0, len(test)))
+    notes = [f"onnxruntime: largest difference to PyTorch's logits {parity(method.net, model_path, x):.1e}"]
+    spec = set_spec(SETS[0])
+    outside = OnnxNet(model_path)
+    replayed = 0
+    rows = []
+    chosen = [(status, index) for status in ("proved", "falsified", "undecided")
+              for index in _pick(method.records, spec.name, status, EXPORTED_PER_STATUS)]
+    for status, index in chosen:
+        instance = box_instance(x[index], int(y[index]), test.classes, spec.build())
+        path = folder / "vnnlib" / f"{spec.name}_{index}.vnnlib"
+        write_vnnlib(path, instance, f"MNIST test image {index}, {spec}; our verdict: {status}")
+        rows.append([f"../{model_path.name}", path.name, 60])
+        if status == "falsified":
+            point = _counterexample(method, x, y, index, SETS[0])
+            replayed += counterexample_holds(read_vnnlib(path), point[0], outside(point)[0])
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    write_text(folder / "vnnlib" / "instances.csv", buffer.getvalue())
+    falsified = sum(status == "falsified" for status, _ in chosen)
+    notes.append(f"onnxruntime: {replayed} of {falsified} counterexamples replayed on the exported files")
+    notes += _ask_marabou(method, test, model_path)
+    for note in notes:
+        say(note)
+    return notes
+
+
+def _counterexample(method: _Method, x: torch.Tensor, y: torch.Tensor, index: int, set_text: str) -> torch.Tensor:
+    """The attack's point for one falsified image, (1, C, H, W); the attack is run again, deterministically."""
+    generator = torch.Generator().manual_seed(index)
+    _, points = method.certifier.decide(x[index : index + 1], y[index : index + 1], set_spec(set_text).build(), generator)
+    return points
+
+
+def _ask_marabou(method: _Method, test: ImageData, model_path: Path) -> list[str]:
+    """One instance that we prove and one that we refute, on a small linf box."""
+    x, y = test.batch(slice(0, len(test)))
+    spec = set_spec(f"linf={MARABOU_EPS}")
+    with torch.no_grad():
+        wrong = worst_margin_loss(method.net(x), y) >= 0
+    proved = method.certifier.proved(x[:20], y[:20], spec.build())
+    cases = [("proved", proved.nonzero().flatten()[:1].tolist()), ("refuted", wrong.nonzero().flatten()[:1].tolist())]
+    notes = []
+    for verdict, indices in cases:
+        for index in indices:
+            instance = box_instance(x[index], int(y[index]), test.classes, spec.build())
+            try:
+                answer = ask_marabou(model_path, instance, MARABOU_TIMEOUT)
+            except MissingDependencyError as error:
+                return [str(error)]
+            notes.append(f"Marabou: image {index}, {spec}: {answer.result}; ours: {verdict} ({answer.seconds:.1f} s)")
+    return notes
+
+
+def _examples(method: _Method, test: ImageData) -> dict[str, list[Example]]:
+    """A few images proved for every set, attacked, and undecided."""
+    x, y = test.batch(slice(0, len(test)))
+    proved = [record["index"] for record in method.records if record["union"] == "proved"][:6]
+    examples = {
+        "Proved for every set": [Example(x[i], None, f"image {i}, a {int(y[i])}") for i in proved],
+        "Attacked": [],
+        "Undecided": [],
+    }
+    for text in SETS:
+        name = set_spec(text).name
+        for index in _pick(method.records, name, "falsified", 2):
+            point = _counterexample(method, x, y, index, text)[0]
+            with torch.no_grad():
+                seen = int(method.net(point[None]).argmax(1))
+            caption = f"image {index} ({text}): a {int(y[index])}, attacked it reads {seen}"
+            examples["Attacked"].append(Example(x[index], point, caption))
+        for index in _pick(method.records, name, "undecided", 2):
+            margin = method.records[index]["sets"][name]["margin"]
+            examples["Undecided"].append(Example(x[index], None, f"image {index} ({text}): best bound {margin:.2f}"))
+    return examples

@@ -1,0 +1,235 @@
+"""One self-contained ONNX file per net, from {Conv, Relu, Flatten, Gemm} only, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from cure_plugin.errors import CheckpointError, SpecError
+from cure_plugin.files import write_atomically
+from cure_plugin.nets import Normalize
+
+_OPSET = 13
+_IR_VERSION = 8
+
+
+def export_onnx(net: nn.Sequential, input_shape: tuple[int, ...], path: str | Path) -> None:
+    """Write ``net`` (eval mode) to ``path`` with input ``X`` (1, *input_shape) and output ``Y``.
+
+    BatchNorm is folded into the convolution or linear layer before it (a BatchNorm on the input becomes
+    a 1 x 1 convolution), all weights lie inside the file, and the file passes ``onnx.checker``.
+
+    Raises:
+        SpecError: a layer with no translation; the message names it.
+        OutputError: the file cannot be written.
+    """
+    nodes: list[onnx.NodeProto] = []
+    tensors: list[onnx.TensorProto] = []
+    current = "X"
+    layers = fold_batch_norm(net)
+    for number, layer in enumerate(layers):
+        output = "Y" if number == len(layers) - 1 else f"h{number}"
+        kind, attributes, parameters = _translate(layer)
+        names = [f"{name}{number}" for name in parameters]
+        tensors += [
+            numpy_helper.from_array(value.detach().cpu().float().contiguous().numpy(), name)
+            for name, value in zip(names, parameters.values(), strict=True)
+        ]
+        nodes.append(helper.make_node(kind, [current, *names], [output], name=f"{kind}_{number}", **attributes))
+        current = output
+    with torch.no_grad():
+        classes = net(torch.zeros(1, *input_shape, dtype=next(net.parameters()).dtype)).shape[1]
+    graph = helper.make_graph(
+        nodes,
+        "cure_plugin",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [1, *input_shape])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [1, classes])],
+        tensors,
+    )
+    opsets = [helper.make_opsetid("", _OPSET)]
+    model = helper.make_model(graph, producer_name="cure_plugin", opset_imports=opsets, ir_version=_IR_VERSION)
+    onnx.checker.check_model(model, full_check=True)
+    content = model.SerializeToString(deterministic=True)
+    write_atomically(path, lambda file: file.write(content))
+
+
+def fold_batch_norm(net: nn.Sequential) -> list[nn.Module]:
+    """The layers of ``net`` with every BatchNorm merged into its predecessor, computed in float64."""
+    layers: list[nn.Module] = []
+    for layer in net:
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            scale, shift = _batch_norm_affine(layer)
+            previous = layers[-1] if layers else None
+            if isinstance(previous, nn.Conv2d | nn.Linear):
+                layers[-1] = _scaled_outputs(previous, scale, shift)
+            elif previous is None and isinstance(layer, nn.BatchNorm2d):
+                layers.append(_as_convolution(scale, shift))
+            else:
+                raise SpecError(f"cannot fold {layer} after {previous}; put BatchNorm after a Conv2d or Linear")
+        elif not isinstance(layer, nn.Identity | nn.Dropout):
+            layers.append(layer)
+    return layers
+
+
+def _batch_norm_affine(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """(factor, shift) per channel of a BatchNorm in eval mode, float64."""
+    if layer.running_mean is None or layer.running_var is None:
+        raise SpecError(f"{layer} keeps no running statistics; it cannot be exported")
+    ones = torch.ones_like(layer.running_mean)
+    weight = ones if layer.weight is None else layer.weight.detach()
+    bias = 0 * ones if layer.bias is None else layer.bias.detach()
+    factor = weight.double() / (layer.running_var.double() + layer.eps).sqrt()
+    return factor, bias.double() - layer.running_mean.double() * factor
+
+
+def _scaled_outputs(layer: nn.Conv2d | nn.Linear, scale: Tensor, shift: Tensor) -> nn.Module:
+    """A copy of ``layer`` whose outputs are multiplied by ``scale`` and moved by ``shift``."""
+    weight = layer.weight.detach().double()
+    bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.detach().double()
+    folded: nn.Conv2d | nn.Linear
+    if isinstance(layer, nn.Conv2d):
+        folded = nn.Conv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            layer.groups,
+        )
+    else:
+        folded = nn.Linear(layer.in_features, layer.out_features)
+    folded.to(layer.weight.device)
+    with torch.no_grad():
+        folded.weight.copy_(weight * scale.view(-1, *[1] * (weight.ndim - 1)))
+        assert folded.bias is not None
+        folded.bias.copy_(bias * scale + shift)
+    return folded
+
+
+def _as_convolution(scale: Tensor, shift: Tensor) -> nn.Conv2d:
+    """A 1 x 1 convolution that scales and shifts each channel."""
+    layer = nn.Conv2d(len(scale), len(scale), 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.diag(scale)[:, :, None, None])
+        assert layer.bias is not None
+        layer.bias.copy_(shift)
+    return layer
+
+
+def _translate(layer: nn.Module) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """(operator, attributes, parameters) of one layer."""
+    if isinstance(layer, Normalize):
+        return "Conv", {"kernel_shape": [1, 1]}, {"W": layer.weight, "B": layer.bias}
+    if isinstance(layer, nn.Conv2d):
+        if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+            raise SpecError(f"cannot export {layer}: padding must be numbers, filled with zeros")
+        attributes = {
+            "kernel_shape": list(layer.kernel_size),
+            "strides": list(layer.stride),
+            "pads": [*layer.padding, *layer.padding],
+            "dilations": list(layer.dilation),
+            "group": layer.groups,
+        }
+        return "Conv", attributes, _parameters(layer)
+    if isinstance(layer, nn.Linear):
+        return "Gemm", {"transB": 1}, _parameters(layer)
+    if isinstance(layer, nn.ReLU):
+        return "Relu", {}, {}
+    if isinstance(layer, nn.Flatten):
+        return "Flatten", {"axis": 1}, {}
+    raise SpecError(
+        f"cannot export layer {type(layer).__name__}; supported in nn.Sequential: Normalize, Conv2d, BatchNorm, "
+        "Linear, ReLU, Flatten"
+    )
+
+
+def _parameters(layer: nn.Conv2d | nn.Linear) -> dict[str, Tensor]:
+    return {"W": layer.weight} if layer.bias is None else {"W": layer.weight, "B": layer.bias}
+
+
+def read_onnx_net(path: str | Path) -> tuple[nn.Sequential, tuple[int, ...]]:
+    """(net in eval mode, input shape without batch) of a sequential ONNX file as :func:`export_onnx` writes it.
+
+    Raises:
+        CheckpointError: missing, corrupt, or a graph that is no chain of Conv, Relu, Flatten and Gemm.
+    """
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except (OSError, DecodeError, onnx.checker.ValidationError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"cannot read ONNX file {path}: {reason}; export it again") from error
+    weights = {t.name: torch.from_numpy(np.array(numpy_helper.to_array(t))) for t in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) != 1:
+        raise CheckpointError(f"{path} has {len(inputs)} inputs; one is supported")
+    shape = tuple(dimension.dim_value for dimension in inputs[0].type.tensor_type.shape.dim)
+    layers: list[nn.Module] = []
+    current = inputs[0].name
+    for node in model.graph.node:
+        if node.op_type not in _READERS or node.input[0] != current or any(n not in weights for n in node.input[1:]):
+            raise CheckpointError(
+                f"{path}: node {node.name or node.op_type} is not supported; the graph must be a chain of "
+                f"{', '.join(_READERS)} with stored weights"
+            )
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        layers.append(_READERS[node.op_type](attributes, [weights[name] for name in node.input[1:]]))
+        current = node.output[0]
+    return nn.Sequential(*layers).eval(), shape[1:]
+
+
+def _read_conv(attributes: dict[str, Any], weights: list[Tensor]) -> nn.Module:
+    pads = attributes.get("pads", [0, 0, 0, 0])
+    if pads[:2] != pads[2:] or attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
+        raise CheckpointError(f"Conv with pads {pads} is not supported; they must be symmetric")
+    weight = weights[0]
+    groups = attributes.get("group", 1)
+    layer = nn.Conv2d(
+        weight.shape[1] * groups,
+        weight.shape[0],
+        tuple(weight.shape[2:]),  # type: ignore[arg-type]
+        tuple(attributes.get("strides", (1, 1))),
+        tuple(pads[:2]),
+        tuple(attributes.get("dilations", (1, 1))),
+        groups,
+        bias=len(weights) > 1,
+    )
+    return _filled(layer, weights)
+
+
+def _read_gemm(attributes: dict[str, Any], weights: list[Tensor]) -> nn.Module:
+    if attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
+        raise CheckpointError(f"Gemm with attributes {attributes} is not supported; only transB may be set")
+    weight = weights[0] if attributes.get("transB", 0) else weights[0].t()
+    return _filled(nn.Linear(weight.shape[1], weight.shape[0], bias=len(weights) > 1), [weight, *weights[1:]])
+
+
+def _filled(layer: nn.Conv2d | nn.Linear, weights: list[Tensor]) -> nn.Module:
+    with torch.no_grad():
+        layer.weight.copy_(weights[0])
+        if layer.bias is not None:
+            layer.bias.copy_(weights[1])
+    return layer
+
+
+def _read_flatten(attributes: dict[str, Any], _: list[Tensor]) -> nn.Module:
+    if attributes.get("axis", 1) != 1:
+        raise CheckpointError(f"Flatten with axis {attributes['axis']} is not supported; only 1 is")
+    return nn.Flatten()
+
+
+_READERS: dict[str, Callable[[dict[str, Any], list[Tensor]], nn.Module]] = {
+    "Conv": _read_conv,
+    "Gemm": _read_gemm,
+    "Relu": lambda _, __: nn.ReLU(),
+    "Flatten": _read_flatten,
+}
