@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cure_plugin.modes import evaluation_mode
 from cure_plugin.sets import PerturbationSet
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -53,7 +53,7 @@ def pgd(
     step = perturbation.attack_step
     point = perturbation.sample(x, generator) if random_start else x.clone()
     best_point, best_value = point, torch.full((x.shape[0],), -torch.inf, dtype=x.dtype, device=x.device)
-    with _evaluation_mode(model), torch.enable_grad():
+    with evaluation_mode(model), torch.enable_grad():
         for index in range(steps + 1):
             point = point.detach().requires_grad_(index < steps)
             value = objective(model(point), y)
@@ -86,29 +86,15 @@ def find_counterexample(
         (found (B,) bool, points (B, *input)): where found, a point of the set that the model gets wrong.
     """
     points = x.clone()
-    with _evaluation_mode(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         found = worst_margin_loss(model(x), y) >= 0
     for restart in range(restarts):
         left = (~found).nonzero().squeeze(1)
         if left.numel() == 0:
             break
-        candidate = pgd(
-            model, x[left], y[left], perturbation, steps, worst_margin_loss, restart > 0, generator
-        )
-        with _evaluation_mode(model), torch.no_grad():
+        candidate = pgd(model, x[left], y[left], perturbation, steps, worst_margin_loss, restart > 0, generator)
+        with evaluation_mode(model), torch.no_grad():
             broken = worst_margin_loss(model(candidate), y[left]) >= 0
         points[left[broken]] = candidate[broken]
         found[left[broken]] = True
     return found, points
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Run in eval mode and give every submodule its own mode back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -55,8 +55,9 @@ def load_net(path: str | Path) -> tuple[NetSpec, nn.Sequential]:
 def net_of(payload: dict[str, Any], source: str) -> tuple[NetSpec, nn.Sequential]:
     """The net in a loaded checkpoint; ``source`` names it in errors."""
     try:
-        values = payload["net"]
-        spec = NetSpec(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        values: dict[str, Any] = payload["net"]
+        described: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        spec = NetSpec(**described)
         net = build_net(spec)
         net.load_state_dict(payload["model"])
     except (KeyError, TypeError, RuntimeError) as error:

@@ -4,7 +4,8 @@ auto_LiRPA 0.3 (the newest on PyPI) fails on numpy 2 / torch 2 for four reasons:
 ``numpy.lib.arraysetops`` and the name ``numpy.bool`` went away, as did
 ``torch.onnx.symbolic_helper._set_opset_version`` and subscripting of traced graph nodes.
 :func:`import_auto_lirpa` supplies exactly those that are missing, imports auto_LiRPA, and takes
-back what only the import needed. (A fifth, ``BoundedModule.parameters()``, only matters in matrix mode.) Nothing is done if auto_LiRPA is already imported.
+back what only the import needed. (A fifth, ``BoundedModule.parameters()``, only matters in matrix
+mode.) Nothing is done if auto_LiRPA is already imported.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ def _names_needed_by_0_3() -> Iterator[None]:
     import torch.onnx.symbolic_helper as symbolic_helper
 
     if not hasattr(np, "bool"):
-        np.bool = np.bool_  # type: ignore[attr-defined]  # numpy 1.24 to 1.26
+        setattr(np, "bool", np.bool_)  # noqa: B010  (numpy 1.24 to 1.26)
     if not hasattr(torch._C.Node, "__getitem__"):
-        torch._C.Node.__getitem__ = _node_getitem  # type: ignore[attr-defined]
+        setattr(torch._C.Node, "__getitem__", _node_getitem)  # noqa: B010
     stub_name = "numpy.lib.arraysetops"
     add_stub = stub_name not in sys.modules and find_spec(stub_name) is None
     add_opset = not hasattr(symbolic_helper, "_set_opset_version")
@@ -83,9 +84,8 @@ def import_auto_lirpa() -> ModuleType:
         return loaded
     if find_spec("auto_LiRPA") is None:
         raise MissingDependencyError(INSTALL_HINT)
-    with warnings.catch_warnings(), _names_needed_by_0_3():
-        # auto_LiRPA shows every warning once, for the whole process, and calls what torch deprecates.
-        warnings.simplefilter("ignore")
+    # auto_LiRPA changes the process's warning filters as it is imported, and calls what torch deprecates.
+    with warnings.catch_warnings(record=True), _names_needed_by_0_3():
         package = importlib.import_module("auto_LiRPA")
     _accept_remove_duplicate(package.BoundedModule)
     return package

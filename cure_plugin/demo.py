@@ -48,7 +48,7 @@ Say = Callable[[str], None]
 class _Method:
     """A trained net and its verdicts."""
 
-    net: nn.Module
+    net: nn.Sequential
     certifier: Certifier
     records: list[dict[str, Any]]
     summary: Summary
@@ -107,7 +107,7 @@ def run_demo(folder: Path, say: Say, images: int = 200, progress: bool = True) -
     return summary
 
 
-def _train(name: str, recipe_name: str, folder: Path, say: Say, progress: bool) -> nn.Module:
+def _train(name: str, recipe_name: str, folder: Path, say: Say, progress: bool) -> nn.Sequential:
     recipe = load_recipe(recipe_name)
     trainer = Trainer(recipe, load_data(recipe.data, train=True), folder)
     if trainer.epochs_done >= recipe.epochs:
@@ -138,8 +138,11 @@ def _export_and_check(method: _Method, test: ImageData, folder: Path, say: Say) 
     outside = OnnxNet(model_path)
     replayed = 0
     rows = []
-    chosen = [(status, index) for status in ("proved", "falsified", "undecided")
-              for index in _pick(method.records, spec.name, status, EXPORTED_PER_STATUS)]
+    chosen = [
+        (status, index)
+        for status in ("proved", "falsified", "undecided")
+        for index in _pick(method.records, spec.name, status, EXPORTED_PER_STATUS)
+    ]
     for status, index in chosen:
         instance = box_instance(x[index], int(y[index]), test.classes, spec.build())
         path = folder / "vnnlib" / f"{spec.name}_{index}.vnnlib"
@@ -162,7 +165,9 @@ def _export_and_check(method: _Method, test: ImageData, folder: Path, say: Say) 
 def _counterexample(method: _Method, x: torch.Tensor, y: torch.Tensor, index: int, set_text: str) -> torch.Tensor:
     """The attack's point for one falsified image, (1, C, H, W); the attack is run again, deterministically."""
     generator = torch.Generator().manual_seed(index)
-    _, points = method.certifier.decide(x[index : index + 1], y[index : index + 1], set_spec(set_text).build(), generator)
+    _, points = method.certifier.decide(
+        x[index : index + 1], y[index : index + 1], set_spec(set_text).build(), generator
+    )
     return points
 
 

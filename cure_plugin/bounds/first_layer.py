@@ -11,6 +11,7 @@ else keeps the (sound) box.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +21,14 @@ from auto_LiRPA import BoundedModule
 from torch import Tensor
 
 from cure_plugin.sets.base import PerturbationSet
-from cure_plugin.sets.rows import Rows, rows_of_convolution, rows_of_linear
+from cure_plugin.sets.rows import Pair, Rows, rows_of_convolution, rows_of_linear
 
-_ELEMENTWISE = {"BoundAdd": torch.add, "BoundSub": torch.sub, "BoundMul": torch.mul, "BoundDiv": torch.div}
+_ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "BoundAdd": torch.add,
+    "BoundSub": torch.sub,
+    "BoundMul": torch.mul,
+    "BoundDiv": torch.div,
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,9 @@ def _through_constant(kind: str, node: Any) -> _Scaled | None:
         return None
     if kind in ("BoundMul", "BoundDiv"):
         return replace(source, value=value, scale=operation(source.scale, constant))
-    return replace(source, value=value, scale=-source.scale if kind == "BoundSub" and left is not None else source.scale)
+    return replace(
+        source, value=value, scale=-source.scale if kind == "BoundSub" and left is not None else source.scale
+    )
 
 
 def _through_batch_norm(node: Any) -> _Scaled | None:
@@ -128,6 +136,11 @@ def _through_channel_scaling(node: Any) -> _Scaled | None:
     return replace(source, value=F.conv2d(source.value, weight, bias), scale=source.scale * diagonal.view(1, -1, 1, 1))
 
 
+def _pair(values: Sequence[int]) -> Pair:
+    first, second = values
+    return int(first), int(second)
+
+
 def _first_layer(node: Any) -> tuple[_Scaled, Tensor, Rows] | None:
     """(scaled input, clean output, rows) if ``node`` is a convolution or linear layer over a scaled input."""
     kind = type(node).__name__
@@ -147,9 +160,9 @@ def _first_layer(node: Any) -> tuple[_Scaled, Tensor, Rows] | None:
         return source, F.linear(source.value, weight, bias), rows_of_linear(weight * scale)
     if weight is None or weight.ndim != 4 or node.groups != 1 or source.scale[0, 0].numel() != 1:
         return None
-    stride, padding, dilation = tuple(node.stride), tuple(node.padding), tuple(node.dilation)
+    stride, padding, dilation = _pair(node.stride), _pair(node.padding), _pair(node.dilation)
     clean_output = F.conv2d(source.value, weight, bias, stride, padding, dilation)
-    rows = rows_of_convolution(weight * source.scale, stride, padding, dilation, tuple(clean_output.shape[2:]))
+    rows = rows_of_convolution(weight * source.scale, stride, padding, dilation, _pair(clean_output.shape[2:]))
     return source, clean_output, rows
 
 

@@ -8,6 +8,8 @@ import torch
 from auto_LiRPA import BoundedModule
 from torch import nn
 
+from cure_plugin.modes import evaluation_mode
+
 BOUND_OPTIONS: dict[str, Any] = {
     # 0.3 indexes alphas by a stale mask when over 90 % of a layer is unstable.
     "sparse_features_alpha": False,
@@ -24,4 +26,5 @@ def bounded_module(
     """
     reference = next(model.parameters())
     example = torch.zeros(1, *input_shape, dtype=reference.dtype, device=reference.device)
-    return BoundedModule(model, example, bound_opts={**BOUND_OPTIONS, **(options or {})}, device=reference.device)
+    with evaluation_mode(model):  # tracing must neither change running statistics nor refuse a batch of one
+        return BoundedModule(model, example, bound_opts={**BOUND_OPTIONS, **(options or {})}, device=reference.device)

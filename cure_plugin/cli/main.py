@@ -173,5 +173,3 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot create folder {path}: {error}; choose a writable place") from error
-
-

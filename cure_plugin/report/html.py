@@ -68,10 +68,10 @@ def write_report(
     images = next(iter(summaries.values())).images
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f"<p>Percent of {images} test images: certified by bounds / not broken by PGD (no certifier can exceed it).</p>",
+        f"<p>Percent of {images} test images: certified by bounds / not broken by PGD (an upper limit).</p>",
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
         "<h2>Certified accuracy as the sets grow</h2>",
-        f'<img class="curve" alt="Certified accuracy over multiples of the radii" src="{_curve_plot(factors, curves)}">',
+        f'<img class="curve" alt="Certified accuracy over the radii" src="{_curve_plot(factors, curves)}">',
     ]
     for heading, shown in examples.items():
         parts.append(f"<h2>{html.escape(heading)}</h2>")

@@ -22,7 +22,7 @@ from cure_plugin.errors import SpecError
 from cure_plugin.sets.rows import Rows, dot, rows_of_matrix, rows_of_patches
 
 
-class PerturbationSet(PerturbationLpNorm, ABC):  # type: ignore[misc]
+class PerturbationSet(PerturbationLpNorm, ABC):
     """Base class of all sets; hand one to auto_LiRPA's ``BoundedTensor(x, perturbation)``.
 
     A subclass implements :meth:`box`, :meth:`deviation`, :meth:`project`, :meth:`sample`,

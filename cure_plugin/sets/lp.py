@@ -19,13 +19,18 @@ _L1_STEP_SHARE = 0.05
 """Share of coordinates that one l1 attack step moves (sparse steps: Tramer and Boneh 2019)."""
 
 
+Domain = tuple[float | Tensor, float | Tensor]
+"""(lowest, highest) values of an input: numbers, or tensors that broadcast to a batch of inputs."""
+
+
 class PerturbationLpBall(PerturbationSet):
     """All x' in the domain with ||x' - x||_p <= eps.
 
     Args:
         norm: 1, 2 or inf.
         eps: radius >= 0, a number or a tensor (B,) with one radius per sample.
-        domain: (lowest, highest) value of every input coordinate, or None for no cut.
+        domain: (lowest, highest) value of the input, numbers or tensors that broadcast to it, or None
+            for no cut.
 
     Raises:
         SpecError: another norm, a negative or non-finite eps, an empty domain.
@@ -34,17 +39,15 @@ class PerturbationLpBall(PerturbationSet):
     PerturbationLpBall(norm=2, eps=0.5, domain=(0.0, 1.0))
     """
 
-    def __init__(
-        self, norm: float, eps: float | Tensor, domain: tuple[float, float] | None = (0.0, 1.0)
-    ) -> None:
+    def __init__(self, norm: float, eps: float | Tensor, domain: Domain | None = (0.0, 1.0)) -> None:
         super().__init__()
         if norm not in (1, 2, math.inf):
             raise SpecError(f"norm must be 1, 2 or inf, got {norm!r}")
         self.p = float(norm)
         self.name = "linf" if self.p == math.inf else f"l{int(self.p)}"
-        self.domain = None if domain is None else (float(domain[0]), float(domain[1]))
-        if self.domain is not None and not self.domain[0] < self.domain[1]:
-            raise SpecError(f"domain must be (lowest, highest) with lowest < highest, got {domain!r}")
+        if domain is not None and not bool(torch.as_tensor(domain[0] <= domain[1]).all()):
+            raise SpecError(f"domain must be (lowest, highest) with lowest <= highest, got {domain!r}")
+        self.domain = domain
         self.set_eps(eps)
 
     def set_eps(self, eps: float | Tensor) -> None:
@@ -77,7 +80,7 @@ class PerturbationLpBall(PerturbationSet):
         lowest, highest = self.domain
         if bool((x < lowest - DOMAIN_TOLERANCE).any() or (x > highest + DOMAIN_TOLERANCE).any()):
             raise SpecError(
-                f"x has values in [{x.min().item():.4g}, {x.max().item():.4g}], outside domain {self.domain}; "
+                f"x has values in [{x.min().item():.4g}, {x.max().item():.4g}], outside domain {_shown(self.domain)}; "
                 "make normalisation a layer of the net, or pass the domain of the normalised input"
             )
         down = torch.maximum(-radius, lowest - x).clamp(max=0)
@@ -200,7 +203,7 @@ class PerturbationLpBall(PerturbationSet):
             lower, upper = self.box(x)
             reach = torch.minimum(per_image(radius, x), (upper - lower) / 2)
             centre = torch.minimum(torch.maximum(point, lower + reach), upper - reach)
-            return centre, PerturbationLpBall(self.p, radius, self.domain)
+            return centre, PerturbationLpBall(self.p, radius, (lower, upper))
         offset = point - x
         length = per_image(offset.flatten(1).norm(p=self.p, dim=1), x)
         allowed = per_image(self._radius(x) - radius, x)
@@ -209,7 +212,15 @@ class PerturbationLpBall(PerturbationSet):
 
     def __repr__(self) -> str:
         p = "inf" if self.p == math.inf else int(self.p)
-        return f"PerturbationLpBall(norm={p}, eps={self.eps}, domain={self.domain})"
+        return f"PerturbationLpBall(norm={p}, eps={self.eps}, domain={_shown(self.domain)})"
+
+
+def _shown(domain: Domain | None) -> str:
+    """``domain`` for messages, without the contents of tensors."""
+    if domain is None:
+        return "None"
+    ends = (f"tensor{tuple(end.shape)}" if isinstance(end, Tensor) else str(end) for end in domain)
+    return f"({', '.join(ends)})"
 
 
 def per_image(value: Tensor, x: Tensor) -> Tensor:

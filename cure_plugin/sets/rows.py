@@ -17,6 +17,8 @@ from torch import Tensor
 
 from cure_plugin.compat import patch_bounds_are_flat
 
+Pair = tuple[int, int]
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -80,9 +82,7 @@ def rows_of_patches(patches: Patches) -> Rows:
     )
 
 
-def rows_of_convolution(
-    weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], output_size: tuple[int, ...]
-) -> Rows:
+def rows_of_convolution(weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, output_size: Pair) -> Rows:
     """Rows of a convolution with kernel ``weight`` (M, c, kh, kw); results have shape (B, M, h, w)."""
 
     def pick(image: Tensor) -> Tensor:

@@ -152,6 +152,8 @@ class CureObjective:
         if training_set.ratio < 1 and self.attack_steps > 0:
             point = pgd(model, x, y, perturbation, self.attack_steps, generator=generator)
         centre, region = perturbation.small_region(x, point, training_set.ratio)
+        if model.training and any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in model.modules()):
+            bounded(centre)  # auto_LiRPA's interval uses the batch statistics of the last forward pass
         margins = lower_margins(bounded, centre, y, region, "IBP")
         return margins, region.x_U - region.x_L
 

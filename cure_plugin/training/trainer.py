@@ -47,7 +47,7 @@ class Trainer:
         self.device = torch.device(device)
         self.path = None if folder is None else Path(folder) / "checkpoint.pt"
         self.spec = NetSpec(recipe.net, data.shape, data.classes, recipe.batch_norm)
-        self.net: nn.Module = build_net(self.spec, torch.Generator().manual_seed(recipe.seed)).to(self.device)
+        self.net = build_net(self.spec, torch.Generator().manual_seed(recipe.seed)).to(self.device)
         self.objective = recipe.objective()
         self.certified_optimizer = torch.optim.Adam(self.net.parameters(), lr=recipe.learning_rate)
         self.natural_optimizer = torch.optim.Adam(self.net.parameters(), lr=recipe.learning_rate)
@@ -57,7 +57,7 @@ class Trainer:
             self._restore(self.path)
         self.bounded = bounded_module(self.net, data.shape)
 
-    def run(self, progress: bool = False) -> nn.Module:
+    def run(self, progress: bool = False) -> nn.Sequential:
         """Train what is left to train and return the net in eval mode.
 
         Args:

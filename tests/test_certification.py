@@ -1,0 +1,150 @@
+"""Certification: no certificate contradicts an attack, records resume, figures match recomputation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cure_plugin.attacks import pgd, worst_margin_loss
+from cure_plugin.certification import Certifier, certify_dataset, summarize, wilson_interval
+from cure_plugin.certification.curves import certified_curves
+from cure_plugin.certification.report import union_status
+from cure_plugin.datasets import ImageData, load_data
+from cure_plugin.errors import DataError, SpecError
+from cure_plugin.sets import set_spec
+from cure_plugin.training import Trainer, load_recipe
+
+SPECS = [set_spec(text) for text in ("linf=0.05", "l2=0.4", "l1=1.0")]
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    """A net with all three kinds of verdict, trained for a few seconds."""
+    recipe = load_recipe(
+        "demo_cure",
+        {
+            "sets": [{"set": "linf=0.05", "ratio": 0.4}, {"set": "l2=0.2", "ratio": 1.0}],
+            "epochs": 4,
+            "ramp_epochs": 2,
+            "attack_steps": 3,
+            "batch_size": 50,
+            "gradient_projection": 0,
+        },
+    )
+    return Trainer(recipe, load_data("mnist-slice", True).first(2000)).run()
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data("mnist-slice", False).first(30)
+
+
+@pytest.fixture(scope="module")
+def certifier(net: nn.Module) -> Certifier:
+    return Certifier(net, (1, 28, 28), ("IBP", "CROWN-IBP", "CROWN"), batch_size=8)
+
+
+def test_no_certificate_contradicts_a_strong_attack(certifier: Certifier, data: ImageData) -> None:
+    x, y = data.batch(slice(0, len(data)))
+    for spec in SPECS:
+        verdicts, points = certifier.decide(x, y, spec.build(), torch.Generator().manual_seed(0))
+        statuses = [verdict.status for verdict in verdicts]
+        assert "proved" in statuses and "falsified" in statuses
+        proved = torch.tensor([status == "proved" for status in statuses])
+        margins = torch.tensor([verdict.margin for verdict in verdicts])
+        for _ in range(5):
+            point = pgd(certifier.net, x, y, spec.build(), 50, worst_margin_loss)
+            reached = -worst_margin_loss(certifier.net(point), y)
+            assert bool((reached >= margins - 1e-5)[proved].all())
+        broken = torch.tensor([status == "falsified" for status in statuses])
+        assert bool((certifier.net(points).argmax(1) != y)[broken].all())
+        assert bool(spec.build().contains(x, points, 1e-5).all())
+
+
+def test_alpha_crown_improves_on_crown(net: nn.Module, data: ImageData) -> None:
+    x, y = data.batch(slice(0, 6))
+    certifier = Certifier(net, (1, 28, 28), alpha_iterations=5)
+    ball = set_spec("l2=0.5").build()
+    crown = certifier.lower_bound(x, y, ball, "CROWN")
+    alpha = certifier.lower_bound(x, y, ball, "alpha-CROWN")
+    assert bool((alpha >= crown - 1e-4).all()) and float(alpha.sum()) > float(crown.sum())
+
+
+def test_float64_gives_the_same_verdicts(certifier: Certifier, data: ImageData) -> None:
+    x, y = data.batch(slice(0, 8))
+    single = certifier.proved(x, y, SPECS[1].build())
+    net = nn.Sequential(*certifier.net.children())
+    double = Certifier(net.double(), (1, 28, 28), certifier.methods).proved(x.double(), y, SPECS[1].build())
+    net.float()
+    assert torch.equal(single, double)
+
+
+def test_records_resume_after_a_kill(certifier: Certifier, data: ImageData, tmp_path: Path) -> None:
+    def verdicts(records: list[dict]) -> list[dict]:
+        return [{**r, "sets": {k: {**v, "seconds": 0} for k, v in r["sets"].items()}} for r in records]
+
+    path = tmp_path / "results.jsonl"
+    whole = certify_dataset(certifier, data, SPECS, path)
+    lines = path.read_text().splitlines(keepends=True)
+    for kept in (0, 3, 17):
+        path.write_text("".join(lines[:kept]) + lines[kept][: len(lines[kept]) // 2])
+        assert verdicts(certify_dataset(certifier, data, SPECS, path)) == verdicts(whole)
+        assert verdicts([json.loads(line) for line in path.read_text().splitlines()]) == verdicts(whole)
+    assert verdicts(certify_dataset(certifier, data, SPECS)) == verdicts(whole)
+
+
+def test_results_of_another_run_are_refused(certifier: Certifier, data: ImageData, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    certify_dataset(certifier, data.first(4), SPECS[:1], path)
+    with pytest.raises(DataError, match="other settings"):
+        certify_dataset(certifier, data.first(4), SPECS, path)
+    with pytest.raises(SpecError, match="a name of its own"):
+        certify_dataset(certifier, data, [SPECS[0], SPECS[0]])
+
+
+def test_summary_matches_a_recount(certifier: Certifier, data: ImageData) -> None:
+    records = certify_dataset(certifier, data, SPECS)
+    summary = summarize(records)
+    x, y = data.batch(slice(0, len(data)))
+    assert summary.clean == pytest.approx(float((certifier.net(x).argmax(1) == y).float().mean()))
+    for spec in SPECS:
+        statuses = [r["sets"][spec.name]["status"] for r in records]
+        assert summary.certified[spec.name] == pytest.approx(statuses.count("proved") / len(data))
+        assert summary.certified[spec.name] <= summary.pgd[spec.name] <= summary.clean
+    union = [all(v["status"] == "proved" for v in r["sets"].values()) for r in records]
+    assert summary.union == pytest.approx(sum(union) / len(data))
+    assert summary.union <= min(summary.certified.values())
+    low, high = summary.intervals["union"]
+    assert low <= summary.union <= high
+
+
+def test_curves_fall_and_meet_the_summary(certifier: Certifier, data: ImageData) -> None:
+    factors = (0.0, 0.5, 1.0, 2.0)
+    curves = certified_curves(certifier, data, SPECS, factors)
+    for shares in curves.values():
+        assert list(shares) == sorted(shares, reverse=True)
+    x, y = data.batch(slice(0, len(data)))
+    assert curves["l2"][2] <= float(certifier.proved(x, y, SPECS[1].build()).float().mean())
+
+
+def test_union_status() -> None:
+    assert union_status(["proved", "proved"]) == "proved"
+    assert union_status(["proved", "undecided"]) == "undecided"
+    assert union_status(["undecided", "falsified"]) == "falsified"
+
+
+def test_wilson_interval_by_hand() -> None:
+    low, high = wilson_interval(50, 100)
+    assert (low, high) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))
+    assert wilson_interval(0, 10)[0] == 0 and wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_refusals(net: nn.Module) -> None:
+    with pytest.raises(SpecError, match="unknown method 'CRWN'"):
+        Certifier(net, (1, 28, 28), ("CRWN",))
+    with pytest.raises(SpecError, match="batch_size must be at least 1"):
+        Certifier(net, (1, 28, 28), batch_size=0)

@@ -1,0 +1,95 @@
+"""The command line: the whole chain on a tiny run, and one-line errors with exit code 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cure_plugin.cli import main
+
+QUICK = ["epochs=1", "batch_size=200", "natural_epochs=1", "ramp_epochs=0", "gradient_projection=0"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    assert main(["train", "demo_linf", *QUICK, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_train_certify_export_report(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len((trained / "training.jsonl").read_text().splitlines()) == 1
+    model = str(trained / "checkpoint.pt")
+    certify = ["certify", model, "linf=1/255", "l2=0.05", "--images", "6", "--methods", "IBP,CROWN-IBP", "--float64"]
+    assert main([*certify, "--out", str(tmp_path / "c")]) == 0
+    summary = json.loads((tmp_path / "c" / "summary.json").read_text())
+    assert set(summary["certified"]) == {"linf", "l2"} and summary["images"] == 6
+    assert main(["export", model, "linf=1/255", "--images", "2", "--out", str(tmp_path / "e")]) == 0
+    names = sorted(p.name for p in (tmp_path / "e" / "vnnlib").iterdir())
+    assert names == ["linf_1-255_0.vnnlib", "linf_1-255_1.vnnlib"]
+    onnx = str(tmp_path / "e" / "model.onnx")
+    assert main(["certify", onnx, "linf=1/255", "--images", "2", "--methods", "IBP", "--out", str(tmp_path / "o")]) == 0
+    report = ["report", f"one={model}", "--sets", "linf=1/255", "--images", "3", "--out", str(tmp_path / "r")]
+    assert main(report) == 0
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "<table>" in page and "data:image/png" in page
+    assert "union cert. / PGD" in capsys.readouterr().out
+
+
+def test_train_again_reuses(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "demo_linf", *QUICK, "--out", str(trained)]) == 0
+    assert "found 1 of 1 epochs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["train", "nope", "--out", "OUT"], "unknown recipe 'nope'"),
+        (["train", "demo_cure", "epoch=3", "--out", "OUT"], "did you mean 'epochs'"),
+        (["train", "demo_cure", "epochs", "--out", "OUT"], "key=value"),
+        (["train", "demo_cure", "data=mnist", "--data", "OUT/none", "--out", "OUT"], "does not exist"),
+        (["certify", "none.pt", "linf=0.1", "--out", "OUT"], "cannot read checkpoint none.pt"),
+        (["certify", "MODEL", "linf=-1", "--out", "OUT"], "eps must be finite and >= 0"),
+        (["certify", "MODEL", "l3=1", "--out", "OUT"], "unknown norm 'l3'"),
+        (["certify", "MODEL", "linf=0.1", "--on", "cifar10", "--data", "OUT/none", "--out", "OUT"], "does not exist"),
+        (["certify", "MODEL", "linf=0.1", "--images", "0", "--out", "OUT"], "choose 1 to 1000"),
+        (["certify", "MODEL", "linf=0.1", "--methods", "CRWN", "--out", "OUT"], "unknown method"),
+        (["certify", "CORRUPT.onnx", "linf=0.1", "--out", "OUT"], "cannot read ONNX file"),
+        (["certify", "TRUNCATED.pt", "linf=0.1", "--out", "OUT"], "cannot read checkpoint"),
+        (["certify", "MODEL", "linf=0.1", "--images", "1", "--out", "FILE/x"], "cannot create folder"),
+        (["export", "MODEL", "--out", "FILE/x"], "cannot write"),
+        (["export", "MODEL", "l2=0.1", "--out", "OUT"], "give linf sets"),
+        (["report", "MODEL", "--out", "OUT"], "name=checkpoint.pt"),
+    ],
+)
+def test_faults_are_one_line_and_exit_2(
+    arguments: list[str], message: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = trained / "checkpoint.pt"
+    (tmp_path / "corrupt.onnx").write_bytes(b"not a model")
+    (tmp_path / "truncated.pt").write_bytes(model.read_bytes()[:500])
+    (tmp_path / "file").write_text("")
+    places = {
+        "MODEL": str(model),
+        "CORRUPT.onnx": str(tmp_path / "corrupt.onnx"),
+        "TRUNCATED.pt": str(tmp_path / "truncated.pt"),
+        "FILE": str(tmp_path / "file"),
+        "OUT": str(tmp_path / "out"),
+    }
+    resolved = [
+        next((value + a.removeprefix(key) for key, value in places.items() if a.startswith(key)), a) for a in arguments
+    ]
+    assert main(resolved) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in error if line.startswith("cure: ")]) == 1
+    assert message in error[-1]
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_unknown_commands_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_information:
+        main(["fly"])
+    assert exit_information.value.code == 2
+    assert "invalid choice" in capsys.readouterr().err

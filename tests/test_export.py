@@ -1,0 +1,180 @@
+"""ONNX and VNNLIB: parity, outward rounding, an independent reader, and Marabou's verdicts."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import shifted_batch_norm, small_net
+from torch import Tensor, nn
+
+from cure_plugin import PerturbationLpBall
+from cure_plugin.certification import Certifier
+from cure_plugin.errors import CheckpointError, DataError, OutputError, SpecError
+from cure_plugin.export import export_onnx, read_onnx_net, read_vnnlib, write_vnnlib
+from cure_plugin.export.marabou import ask_marabou
+from cure_plugin.export.replay import OnnxNet, parity
+from cure_plugin.export.vnnlib import BoxInstance, box_instance, counterexample_holds
+from cure_plugin.nets import NETS, NetSpec, build_net
+
+
+@pytest.mark.parametrize("front", ["plain", "normalize", "batch-norm", "conv-batch-norm", "linear"])
+def test_parity_and_round_trip(front: str, images: Tensor, tmp_path: Path) -> None:
+    net = small_net(front)
+    path = tmp_path / "net.onnx"
+    export_onnx(net, (1, 8, 8), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+    assert parity(net, path, images) < 1e-4
+    assert {node.op_type for node in onnx.load(path).graph.node} <= {"Conv", "Relu", "Flatten", "Gemm"}
+    again, shape = read_onnx_net(path)
+    assert shape == (1, 8, 8) and torch.allclose(again(images), net(images), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_every_net_exports(name: str, batch_norm: bool, tmp_path: Path) -> None:
+    shape = (3, 16, 16)
+    net = build_net(NetSpec(name, shape, 10, batch_norm, (0.4, 0.5, 0.5), (0.2, 0.2, 0.2))).eval()
+    export_onnx(net, shape, tmp_path / "net.onnx")
+    assert parity(net, tmp_path / "net.onnx", torch.rand(2, *shape)) < 1e-4
+
+
+def test_the_same_net_gives_the_same_bytes(tmp_path: Path) -> None:
+    net = small_net("conv-batch-norm")
+    for name in ("a", "b"):
+        export_onnx(net, (1, 8, 8), tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
+    for layer, message in (
+        (nn.Tanh(), "cannot export layer Tanh"),
+        (nn.Conv2d(1, 1, 3, padding="same"), "padding must be numbers"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            export_onnx(nn.Sequential(layer, nn.Flatten(), nn.Linear(64, 3)), (1, 8, 8), tmp_path / "x.onnx")
+    with pytest.raises(SpecError, match="cannot fold"):
+        export_onnx(nn.Sequential(nn.ReLU(), shifted_batch_norm(1)).eval(), (1, 8, 8), tmp_path / "x.onnx")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        export_onnx(small_net("plain"), (1, 8, 8), tmp_path / "file" / "x.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_corrupt_onnx_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    export_onnx(small_net("plain"), (1, 8, 8), path)
+    path.write_bytes(path.read_bytes()[:500])
+    for reader in (read_onnx_net, OnnxNet):
+        with pytest.raises(CheckpointError, match=r"net\.onnx"):
+            reader(path)
+    with pytest.raises(CheckpointError, match=r"none\.onnx"):
+        read_onnx_net(tmp_path / "none.onnx")
+
+
+def evaluate_independently(path: Path, point: np.ndarray, logits: np.ndarray) -> bool:
+    """Does (point, logits) satisfy the file? A tiny s-expression interpreter, no code of the package."""
+    tokens = re.findall(r"[()]|[^\s()]+", re.sub(r";[^\n]*", "", path.read_text()))
+
+    def parse(position: int) -> tuple[object, int]:
+        if tokens[position] != "(":
+            return tokens[position], position + 1
+        items, position = [], position + 1
+        while tokens[position] != ")":
+            item, position = parse(position)
+            items.append(item)
+        return items, position + 1
+
+    def value(item: object) -> float:
+        assert isinstance(item, str)
+        if item[0] in "XY":
+            return float((point if item[0] == "X" else logits)[int(item[2:])])
+        assert re.fullmatch(r"-?\d+\.\d+", item), item
+        return float(item)
+
+    def holds(item: object) -> bool:
+        assert isinstance(item, list)
+        if item[0] in ("and", "or"):
+            return (all if item[0] == "and" else any)(holds(part) for part in item[1:])
+        left, right = value(item[1]), value(item[2])
+        return left <= right if item[0] == "<=" else left >= right
+
+    position, verdict = 0, True
+    while position < len(tokens):
+        form, position = parse(position)
+        assert isinstance(form, list)
+        if form[0] == "assert":
+            verdict = verdict and holds(form[1])
+    return verdict
+
+
+@pytest.mark.parametrize("eps", [0.1, 1 / 255, 8 / 255, 1e-7, 0.0])
+def test_vnnlib_never_shrinks_the_set(eps: float, images: Tensor, tmp_path: Path) -> None:
+    ball = PerturbationLpBall(math.inf, eps)
+    path = tmp_path / "p.vnnlib"
+    instance = box_instance(images[0], 1, 3, ball)
+    write_vnnlib(path, instance, "two\nlines")
+    wins, loses = np.array([3.0, 1.0, 0.0]), np.array([0.0, 1.0, 0.0])
+    lower, upper = ball.box(images[:1].double())
+    for point in (lower, upper, images[:1].double(), ball.sample(images[:1].double())):
+        flat = point.flatten().numpy()
+        assert evaluate_independently(path, flat, wins) and not evaluate_independently(path, flat, loses)
+    beyond = upper.flatten().numpy().copy()
+    beyond[5] += 1e-3
+    assert not evaluate_independently(path, beyond, wins)
+    again = read_vnnlib(path)
+    assert (again.label, again.classes) == (1, 3)
+    assert bool((again.lower <= instance.lower).all() and (again.upper >= instance.upper).all())
+    assert np.allclose(again.lower, instance.lower, atol=2e-12)
+
+
+def test_vnnlib_faults(tmp_path: Path, images: Tensor) -> None:
+    path = tmp_path / "p.vnnlib"
+    write_vnnlib(path, box_instance(images[0], 1, 3, PerturbationLpBall(math.inf, 0.1)))
+    text = path.read_text()
+    path.write_text(text[: len(text) // 2])
+    with pytest.raises(DataError, match=r"p\.vnnlib"):
+        read_vnnlib(path)
+    path.write_text(text.replace("(assert (<= X_3 ", "(assert (<= X_4 "))
+    with pytest.raises(DataError, match="bounds or outputs are missing"):
+        read_vnnlib(path)
+    with pytest.raises(DataError, match="cannot read"):
+        read_vnnlib(tmp_path / "none.vnnlib")
+    with pytest.raises(SpecError, match=r"label must lie in 0 \.\. 2"):
+        box_instance(images[0], 7, 3, PerturbationLpBall(math.inf, 0.1))
+
+
+def test_marabou_agrees_on_a_proof_and_a_refutation(images: Tensor, tmp_path: Path) -> None:
+    pytest.importorskip("maraboupy")
+    net = small_net("normalize")
+    export_onnx(net, (1, 8, 8), tmp_path / "net.onnx")
+    label = int(net(images[:1]).argmax())
+    y = torch.tensor([label])
+    certifier = Certifier(net, (1, 8, 8))
+    answers = {}
+    for eps in (0.001, 0.3):
+        ball = PerturbationLpBall(math.inf, eps)
+        (verdict,), _ = certifier.decide(images[:1], y, ball)
+        path = tmp_path / f"{eps}.vnnlib"
+        write_vnnlib(path, box_instance(images[0], label, 3, ball))
+        instance = read_vnnlib(path)
+        answer = ask_marabou(tmp_path / "net.onnx", instance)
+        answers[verdict.status] = answer.result
+        if answer.counterexample is not None:
+            point = torch.from_numpy(answer.counterexample).float().view(1, 1, 8, 8)
+            assert counterexample_holds(instance, point[0], OnnxNet(tmp_path / "net.onnx")(point)[0])
+    assert answers == {"proved": "unsat", "falsified": "sat"}
+
+
+def test_marabou_refuses_a_misfit(tmp_path: Path) -> None:
+    pytest.importorskip("maraboupy")
+    export_onnx(small_net("plain"), (1, 8, 8), tmp_path / "net.onnx")
+    with pytest.raises(DataError, match="64 inputs to 3 outputs"):
+        ask_marabou(tmp_path / "net.onnx", BoxInstance(np.zeros(4), np.ones(4), 0, 3))
+    with pytest.raises(DataError, match="does not exist"):
+        ask_marabou(tmp_path / "none.onnx", BoxInstance(np.zeros(4), np.ones(4), 0, 3))

@@ -1,0 +1,99 @@
+"""No sampled or optimised point of a set crosses a bound, whatever stands between input and first layer."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from auto_LiRPA import BoundedTensor
+from conftest import FRONTS, small_net
+from torch import Tensor, nn
+
+from cure_plugin import PerturbationLpBall, PerturbationSet, PerturbationUnion
+from cure_plugin.attacks import pgd
+from cure_plugin.bounds.module import bounded_module
+
+SETS = {
+    "l1": PerturbationLpBall(1, 1.5),
+    "l2": PerturbationLpBall(2, 0.6),
+    "linf": PerturbationLpBall(math.inf, 0.08),
+    "l2-uncut": PerturbationLpBall(2, 0.6, domain=None),
+    "union": PerturbationUnion([PerturbationLpBall(1, 1.5), PerturbationLpBall(math.inf, 0.05)]),
+}
+METHODS = ("IBP", "CROWN-IBP", "CROWN", "alpha-CROWN")
+
+
+def bounds(net: nn.Module, x: Tensor, perturbation: PerturbationSet, method: str) -> tuple[Tensor, Tensor]:
+    # auto_LiRPA 0.3 multiplies by a plain constant in matrix mode only
+    bounded = bounded_module(net, tuple(x.shape[1:]), {"conv_mode": "matrix"})
+    lower, upper = bounded.compute_bounds(x=(BoundedTensor(x, perturbation),), method=method)
+    return lower.detach(), upper.detach()
+
+
+def violation(
+    net: nn.Module, x: Tensor, perturbation: PerturbationSet, lower: Tensor, upper: Tensor, samples: int, optimised: int
+) -> float:
+    """How far any sampled or optimised point of the set crosses a bound (0: none does)."""
+    worst = 0.0
+    with torch.no_grad():
+        repeated = x.repeat(1000, 1, 1, 1)
+        for _ in range(max(1, samples // len(repeated))):
+            output = net(perturbation.sample(repeated)).view(1000, *lower.shape)
+            worst = max(worst, float((lower - output).max()), float((output - upper).max()))
+    each = max(1, optimised // (2 * lower.numel()))
+    for j in range(lower.shape[1]):
+        for sign in (1, -1):
+            start = x.repeat(each, 1, 1, 1)
+            y = torch.zeros(len(start), dtype=torch.long)
+            point = pgd(net, start, y, perturbation, 20, lambda z, _, j=j, sign=sign: sign * z[:, j])
+            with torch.no_grad():
+                output = net(point)[:, j].view(each, -1)
+            crossed = (output - upper[:, j]) if sign > 0 else (lower[:, j] - output)
+            worst = max(worst, float(crossed.max()))
+    return worst
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("front", FRONTS)
+def test_no_point_crosses_a_bound(front: str, name: str, method: str, images: Tensor) -> None:
+    net = small_net(front)
+    lower, upper = bounds(net, images, SETS[name], method)
+    assert bool((lower <= upper).all())
+    assert violation(net, images, SETS[name], lower, upper, 3000, 60) <= 1e-5
+
+
+@pytest.mark.parametrize("method", ("IBP", "CROWN-IBP", "CROWN"))
+@pytest.mark.parametrize("name", ("l1", "l2"))
+@pytest.mark.parametrize("front", ("normalize", "raw-normalize", "batch-norm"))
+def test_many_points_behind_normalisation(front: str, name: str, method: str, images: Tensor) -> None:
+    net = small_net(front)
+    lower, upper = bounds(net, images, SETS[name], method)
+    assert violation(net, images, SETS[name], lower, upper, 100_000, 1_000) <= 1e-5
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_bounds_are_tight_enough_to_catch_a_doubled_radius(name: str, images: Tensor) -> None:
+    """On an affine net every bound is attained, so neither a sign nor a radius can be wrong unnoticed."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
+    lower, upper = bounds(net, images, SETS[name], "CROWN")
+    assert violation(net, images, SETS[name], lower, upper, 3000, 60) <= 1e-5
+    for j in range(3):
+        for sign, bound in ((1, upper), (-1, lower)):
+            y = torch.zeros(3, dtype=torch.long)
+            point = pgd(net, images, y, SETS[name], 300, lambda z, _, j=j, sign=sign: sign * z[:, j])
+            with torch.no_grad():
+                reached = net(point)[:, j]
+            width = (upper - lower)[:, j]
+            assert bool(((reached - bound[:, j]).abs() <= 0.1 * width).all())
+
+
+@pytest.mark.parametrize("front", FRONTS)
+@pytest.mark.parametrize("name", ("l1", "l2"))
+def test_float64_agrees(front: str, name: str, images: Tensor) -> None:
+    net = small_net(front)
+    single = bounds(net, images, SETS[name], "CROWN")
+    double = bounds(net.double(), images.double(), SETS[name], "CROWN")
+    for one, other in zip(single, double, strict=True):
+        assert torch.allclose(one.double(), other, atol=1e-4)

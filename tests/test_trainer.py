@@ -1,0 +1,169 @@
+"""The ready-made loop: learns, resumes bit for bit, projects gradients as defined, refuses foreign folders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cure_plugin.checkpoint import load_checkpoint, load_net
+from cure_plugin.datasets import ImageData, load_data
+from cure_plugin.errors import CheckpointError, OutputError, SpecError
+from cure_plugin.training import Recipe, Trainer, load_recipe
+from cure_plugin.training.recipe import recipe_from_mapping, shipped_recipes
+
+RECIPE = Recipe(
+    data="mnist-slice",
+    net="cnn_small",
+    sets=(("linf=0.05", 0.4), ("l2=0.2", 1.0)),
+    epochs=3,
+    ramp_epochs=1,
+    batch_size=50,
+    alignment=0.5,
+    gradient_projection=0.5,
+    attack_steps=2,
+    l1_penalty=1e-5,
+    milestones=(2,),
+)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data("mnist-slice", True).first(150)
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.net.parameters()])
+
+
+def test_an_interrupted_run_ends_in_the_same_weights(data: ImageData, tmp_path: Path) -> None:
+    whole = Trainer(RECIPE, data, tmp_path / "whole")
+    whole.run()
+
+    class Killed(Exception):
+        pass
+
+    for kill_at in (1, 5, 8):
+        part = Trainer(RECIPE, data, tmp_path / "part")
+        calls = 0
+        original = part.objective.__call__
+
+        def killing(*args: object, original=original, kill_at: int = kill_at, **kwargs: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == kill_at:
+                raise Killed
+            return original(*args, **kwargs)
+
+        part.objective = killing  # type: ignore[assignment]
+        try:
+            part.run()
+        except Killed:
+            continue
+    resumed = Trainer(RECIPE, data, tmp_path / "part")
+    resumed.run()
+    assert torch.equal(weights(whole), weights(resumed))
+    assert [h["loss"] for h in whole.history] == [h["loss"] for h in resumed.history]
+
+
+def test_a_finished_run_is_reused(data: ImageData, tmp_path: Path) -> None:
+    first = Trainer(RECIPE, data, tmp_path)
+    first.run()
+    again = Trainer(RECIPE, data, tmp_path)
+    assert again.epochs_done == RECIPE.epochs
+    assert torch.equal(weights(first), weights(again))
+    spec, net = load_net(tmp_path / "checkpoint.pt")
+    assert spec.name == "cnn_small" and not net.training
+
+
+def test_projection_uses_both_epochs_from_the_same_start(data: ImageData) -> None:
+    """One epoch after annealing, redone by hand: certified and natural passes from equal weights, then mixed."""
+    recipe = replace(RECIPE, natural_epochs=0, ramp_epochs=0, epochs=1)
+    trainer = Trainer(recipe, data)
+    trainer.run()
+    certified = Trainer(replace(recipe, gradient_projection=0.0), data)
+    certified.run()
+    natural = Trainer(replace(recipe, gradient_projection=0.0, natural_epochs=1), data)
+    natural.run()
+    start = Trainer(recipe, data)
+    for name, theta in start.net.named_parameters():
+        g_c = certified.net.get_parameter(name) - theta
+        g_n = natural.net.get_parameter(name) - theta
+        cosine = torch.nn.functional.cosine_similarity(g_c.flatten(), g_n.flatten(), dim=0)
+        expected = theta + 0.5 * g_c + 0.5 * max(float(cosine), 0.0) * g_n
+        assert torch.allclose(trainer.net.get_parameter(name), expected, atol=1e-6)
+
+
+def test_training_lowers_the_loss() -> None:
+    recipe = replace(RECIPE, epochs=4, learning_rate=2e-3, sets=(("linf=0.02", 0.4),), alignment=0.0, milestones=())
+    trainer = Trainer(recipe, load_data("mnist-slice", True).first(1000))
+    trainer.run()
+    assert trainer.history[-1]["loss"] < 0.7 * trainer.history[0]["loss"]
+
+
+def test_batch_norm_nets_train(data: ImageData) -> None:
+    trainer = Trainer(replace(RECIPE, batch_norm=True, epochs=2), data)
+    net = trainer.run()
+    running = net[1].running_mean  # type: ignore[index]
+    assert bool(running.isfinite().all()) and float(running.abs().sum()) > 0  # type: ignore[operator,union-attr]
+
+
+def test_another_recipe_in_the_folder_is_refused(data: ImageData, tmp_path: Path) -> None:
+    Trainer(replace(RECIPE, epochs=1), data, tmp_path).run()
+    with pytest.raises(CheckpointError, match="another recipe"):
+        Trainer(RECIPE, data, tmp_path)
+
+
+def test_a_truncated_checkpoint_is_named(data: ImageData, tmp_path: Path) -> None:
+    Trainer(replace(RECIPE, epochs=1), data, tmp_path).run()
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"cannot read checkpoint .*checkpoint\.pt"):
+        load_checkpoint(path)
+    with pytest.raises(CheckpointError, match="cannot read checkpoint"):
+        load_checkpoint(tmp_path / "none.pt")
+
+
+def test_an_unwritable_folder_is_named_and_nothing_is_left(data: ImageData, tmp_path: Path) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        Trainer(replace(RECIPE, epochs=1), data, blocker / "run").run()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_recipes_round_trip_and_ship() -> None:
+    assert recipe_from_mapping(RECIPE.to_mapping()) == RECIPE
+    for name in shipped_recipes():
+        load_recipe(name)
+    assert load_recipe("demo_cure", {"epochs": "3", "batch_norm": "true"}).epochs == 3
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"epoch": 3}, "did you mean 'epochs'"),
+        ({"epochs": "many"}, "'epochs' has the unusable value"),
+        ({"epochs": 1.5}, "whole number"),
+        ({"epochs": 0}, "epochs must be > 0"),
+        ({"net": "cnn8"}, "unknown net 'cnn8'"),
+        ({"data": "mnits"}, "unknown data set"),
+        ({"sets": [{"set": "linf=0.1"}]}, "'sets' has the unusable value"),
+        ({"gradient_projection": 2}, r"must lie in \[0, 1\]"),
+    ],
+)
+def test_bad_recipes_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        recipe_from_mapping({**RECIPE.to_mapping(), **changes})
+
+
+def test_missing_recipe_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="unknown recipe 'nope'; shipped: demo_cure"):
+        load_recipe("nope")
+    with pytest.raises(SpecError, match="cannot read recipe"):
+        load_recipe(str(tmp_path / "x.yaml"))
+    (tmp_path / "y.yaml").write_text("a: [")
+    with pytest.raises(SpecError, match="is no YAML"):
+        load_recipe(str(tmp_path / "y.yaml"))

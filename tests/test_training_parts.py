@@ -1,0 +1,199 @@
+"""Losses, strategies, alignment, projection, schedule, regulariser: each against a computation by hand."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import small_net
+from torch import Tensor
+
+from cure_plugin import PerturbationLpBall
+from cure_plugin.attacks import find_counterexample, pgd, worst_margin_loss
+from cure_plugin.bounds.margins import lower_margins, margin_matrix, robust_cross_entropy
+from cure_plugin.bounds.module import bounded_module
+from cure_plugin.errors import SpecError
+from cure_plugin.training import (
+    CureObjective,
+    TrainingSet,
+    bound_alignment,
+    joint,
+    maximum,
+    project_update,
+    random_partition,
+    smooth_ramp,
+    warmup_regularizer,
+)
+
+LABELS = torch.tensor([0, 2, 1])
+
+
+def test_margin_matrix_by_hand() -> None:
+    logits = torch.tensor([[1.0, 2.0, 4.0]])
+    margins = margin_matrix(torch.tensor([1]), 3) @ logits.unsqueeze(-1)
+    assert margins.flatten().tolist() == [1.0, -2.0]
+
+
+@pytest.mark.parametrize("method", ["IBP", "CROWN"])
+def test_margins_bound_the_truth(method: str, images: Tensor) -> None:
+    net = small_net("plain")
+    ball = PerturbationLpBall(2, 0.5)
+    margins = lower_margins(bounded_module(net, (1, 8, 8)), images, LABELS, ball, method)
+    assert margins.shape == (3, 2)
+    loss = robust_cross_entropy(margins)
+    for _ in range(100):
+        logits = net(ball.sample(images))
+        assert bool((-worst_margin_loss(logits, LABELS) >= margins.amin(1) - 1e-5).all())
+        assert bool((F.cross_entropy(logits, LABELS, reduction="none") <= loss + 1e-5).all())
+
+
+def test_margins_at_zero_radius_are_the_clean_ones(images: Tensor) -> None:
+    net = small_net("plain")
+    margins = lower_margins(bounded_module(net, (1, 8, 8)), images, LABELS, PerturbationLpBall(2, 0.0), "IBP")
+    assert torch.allclose(margins.amin(1), -worst_margin_loss(net(images), LABELS), atol=1e-5)
+    assert torch.allclose(
+        robust_cross_entropy(margins), F.cross_entropy(net(images), LABELS, reduction="none"), atol=1e-5
+    )
+
+
+def test_strategies_by_hand() -> None:
+    first, second = torch.tensor([1.0, 4.0]), torch.tensor([3.0, 2.0])
+    assert float(joint([first, second])) == pytest.approx(2.5)
+    assert float(joint([first, second], [0.2, 0.8])) == pytest.approx(0.2 * 2.5 + 0.8 * 2.5)
+    assert float(maximum([first, second])) == pytest.approx(3.5)
+    with pytest.raises(SpecError, match="weights must be 2 numbers"):
+        joint([first, second], [1.0])
+
+
+def test_maximum_sends_the_gradient_through_the_winner() -> None:
+    first = torch.tensor([1.0, 4.0], requires_grad=True)
+    second = torch.tensor([3.0, 2.0], requires_grad=True)
+    maximum([first, second]).backward()
+    assert first.grad is not None and second.grad is not None
+    assert (first.grad.tolist(), second.grad.tolist()) == ([0.0, 0.5], [0.5, 0.0])
+
+
+@pytest.mark.parametrize("size, parts", [(10, 2), (7, 3), (1, 2)])
+def test_random_is_a_partition(size: int, parts: int) -> None:
+    """The public script draws two permutations: a quarter of the batch is in both halves, a quarter in neither."""
+    pieces = random_partition(size, parts)
+    assert sorted(torch.cat(pieces).tolist()) == list(range(size))
+    assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
+
+
+def test_alignment_by_hand_on_certified_samples_only() -> None:
+    q = torch.tensor([[0.0, -1.0, -2.0], [0.0, 1.0, -2.0]], requires_grad=True)
+    r = torch.tensor([[0.0, -3.0, 0.5], [0.0, 9.0, 9.0]], requires_grad=True)
+    p_q, p_r = q[0].softmax(0), r[0].softmax(0)
+    expected = float((p_q * (p_q / p_r).log()).sum())
+    aligned = bound_alignment(q, r)
+    assert float(aligned.detach()) == pytest.approx(expected, abs=1e-6)
+    aligned.backward()
+    assert q.grad is not None and r.grad is not None
+    assert float(q.grad[0].abs().sum()) > 0 and float(r.grad[0].abs().sum()) > 0
+    assert float(q.grad[1].abs().sum()) == 0
+    assert float(bound_alignment(q[1:], r[1:])) == 0
+
+
+def test_projection_by_hand() -> None:
+    start = {"a": torch.tensor([1.0, 1.0]), "b": torch.tensor([0.0])}
+    certified = {"a": torch.tensor([2.0, 1.0]), "b": torch.tensor([1.0])}
+    natural = {"a": torch.tensor([2.0, 2.0]), "b": torch.tensor([-2.0])}
+    mixed = project_update(start, certified, natural, 0.25)
+    cosine = 1 / math.sqrt(2)
+    assert mixed["a"].tolist() == pytest.approx([1 + 0.75 + 0.25 * cosine, 1 + 0.25 * cosine])
+    assert mixed["b"].tolist() == pytest.approx([0.75])  # opposite directions: nothing is mixed in
+    with pytest.raises(SpecError, match="weight must lie in"):
+        project_update(start, certified, natural, 1.5)
+
+
+def test_ramp_is_continuous_and_ends_at_one() -> None:
+    values = [smooth_ramp(i / 1000) for i in range(1001)]
+    assert values[0] == 0 and values[-1] == pytest.approx(1) and smooth_ramp(7) == pytest.approx(1)
+    steps = [b - a for a, b in pairwise(values)]
+    assert min(steps) >= 0 and max(steps) < 0.0015
+
+
+def test_regularizer_is_zero_for_tight_bounds_and_grows_with_width(images: Tensor) -> None:
+    net = small_net("plain")
+    bounded = bounded_module(net, (1, 8, 8))
+    penalties = []
+    for factor in (1.0, 30.0):
+        with torch.no_grad():
+            net[0].weight.mul_(factor)
+        ball = PerturbationLpBall(math.inf, 0.1)
+        lower_margins(bounded, images, LABELS, ball, "IBP")
+        penalties.append(float(warmup_regularizer(bounded, ball.x_U - ball.x_L)))
+    assert 0 <= penalties[0] < penalties[1]
+
+
+def test_pgd_raises_the_loss_and_restores_the_mode(images: Tensor) -> None:
+    net = small_net("conv-batch-norm")
+    net.train()
+    net[1].eval()
+    ball = PerturbationLpBall(2, 0.5)
+    point = pgd(net, images, LABELS, ball)
+    assert net.training and not net[1].training
+    net.eval()
+    before = F.cross_entropy(net(images), LABELS, reduction="none")
+    after = F.cross_entropy(net(point), LABELS, reduction="none")
+    assert bool((after >= before - 1e-6).all()) and bool(ball.contains(images, point, 1e-5).all())
+
+
+def test_counterexamples_are_real(images: Tensor) -> None:
+    net = small_net("plain")
+    labels = net(images).argmax(1)
+    ball = PerturbationLpBall(math.inf, 0.5)
+    found, points = find_counterexample(net, images, labels, ball)
+    assert bool(found.any())
+    assert bool((net(points).argmax(1) != labels)[found].all())
+    assert bool(ball.contains(images, points, 1e-5).all())
+
+
+def objective(**changes: object) -> CureObjective:
+    sets = [TrainingSet(PerturbationLpBall(math.inf, 0.1), 0.4), TrainingSet(PerturbationLpBall(2, 0.5), 1.0)]
+    return CureObjective(sets, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("strategy", ["joint", "max", "random"])
+def test_the_objective_trains_every_parameter(strategy: str, images: Tensor) -> None:
+    net = small_net("plain")
+    alignment = 0.0 if strategy == "random" else 1.0
+    outcome = objective(strategy=strategy, alignment=alignment, align_from="both", regularizer=0.5)(
+        bounded_module(net, (1, 8, 8)), net, images, LABELS, 0.5, torch.Generator().manual_seed(0)
+    )
+    outcome.loss.backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in net.parameters())
+    assert {"loss.linf", "loss.l2", "region_certified.linf", "alignment", "regularizer"} <= set(outcome.figures)
+
+
+def test_max_of_the_objective_is_what_its_figures_say(images: Tensor) -> None:
+    net = small_net("plain")
+    bounded = bounded_module(net, (1, 8, 8))
+    outcome = objective()(bounded, net, images, LABELS, generator=torch.Generator().manual_seed(0))
+    single = CureObjective([TrainingSet(PerturbationLpBall(2, 0.5), 1.0)])(bounded, net, images, LABELS)
+    assert outcome.figures["loss.l2"] == pytest.approx(single.figures["loss.l2"])
+    assert float(outcome.loss) >= max(outcome.figures["loss.linf"], outcome.figures["loss.l2"]) - 1e-6
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"strategy": "best"}, "unknown strategy 'best'"),
+        ({"weights": [1.0]}, "one per set"),
+        ({"align_from": "l7"}, "align_from must be"),
+        ({"alignment": -1.0}, "alignment must be >= 0"),
+        ({"strategy": "random", "alignment": 1.0}, "random bounds each for one"),
+    ],
+)
+def test_the_objective_refuses(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        objective(**changes)
+
+
+def test_a_zero_ratio_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"must lie in \(0, 1\]"):
+        TrainingSet(PerturbationLpBall(2, 0.5), 0.0)
