@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from cure_plugin.attacks import worst_margin_loss
 from cure_plugin.certification import Certifier, Summary, certify_dataset, summarize
 from cure_plugin.certification.curves import certified_curves
 from cure_plugin.datasets import ImageData, load_data
@@ -38,7 +37,6 @@ CERTIFICATION_METHODS = ("IBP", "CROWN-IBP", "CROWN")
 CURVE_METHODS = ("IBP", "CROWN-IBP")
 CURVE_FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 EXPORTED_PER_STATUS = 4
-MARABOU_EPS = "0.01"
 MARABOU_TIMEOUT = 60
 
 Say = Callable[[str], None]
@@ -172,22 +170,21 @@ def _counterexample(method: _Method, x: torch.Tensor, y: torch.Tensor, index: in
 
 
 def _ask_marabou(method: _Method, test: ImageData, model_path: Path) -> list[str]:
-    """One instance that we prove and one that we refute, on a small linf box."""
+    """Marabou on an instance that we prove, and on a counterexample of ours as a box of one point."""
+    spec = set_spec(SETS[0])
     x, y = test.batch(slice(0, len(test)))
-    spec = set_spec(f"linf={MARABOU_EPS}")
-    with torch.no_grad():
-        wrong = worst_margin_loss(method.net(x), y) >= 0
-    proved = method.certifier.proved(x[:20], y[:20], spec.build())
-    cases = [("proved", proved.nonzero().flatten()[:1].tolist()), ("refuted", wrong.nonzero().flatten()[:1].tolist())]
+    cases = [(f"image {i}, {spec}", "proved", i, x[i], spec) for i in _pick(method.records, spec.name, "proved", 1)]
+    for i in _pick(method.records, spec.name, "falsified", 1):
+        point = _counterexample(method, x, y, i, SETS[0])[0]
+        cases.append((f"counterexample of image {i}, {spec}", "falsified", i, point, set_spec("linf=0")))
     notes = []
-    for verdict, indices in cases:
-        for index in indices:
-            instance = box_instance(x[index], int(y[index]), test.classes, spec.build())
-            try:
-                answer = ask_marabou(model_path, instance, MARABOU_TIMEOUT)
-            except MissingDependencyError as error:
-                return [str(error)]
-            notes.append(f"Marabou: image {index}, {spec}: {answer.result}; ours: {verdict} ({answer.seconds:.1f} s)")
+    for name, verdict, index, image, box in cases:
+        instance = box_instance(image, int(y[index]), test.classes, box.build())
+        try:
+            answer = ask_marabou(model_path, instance, MARABOU_TIMEOUT)
+        except MissingDependencyError as error:
+            return [str(error)]
+        notes.append(f"Marabou: {name}: {answer.result}; ours: {verdict} ({answer.seconds:.1f} s)")
     return notes
 
 

@@ -171,10 +171,22 @@ def test_marabou_agrees_on_a_proof_and_a_refutation(images: Tensor, tmp_path: Pa
     assert answers == {"proved": "unsat", "falsified": "sat"}
 
 
+def test_marabou_is_not_believed_where_its_own_arithmetic_fails(images: Tensor, tmp_path: Path) -> None:
+    """Ranges below 1e-5 make Marabou 2.0.0 call any query unsat; scaling or the bare-box query must save us."""
+    pytest.importorskip("maraboupy")
+    net = small_net("plain")
+    with torch.no_grad():
+        net[2].weight.mul_(1e-6)
+    export_onnx(net, (1, 8, 8), tmp_path / "net.onnx")
+    wrong = (int(net(images[:1]).argmax()) + 1) % 3
+    instance = box_instance(images[0], wrong, 3, PerturbationLpBall(math.inf, 0.01))
+    assert ask_marabou(tmp_path / "net.onnx", instance).result != "unsat"
+
+
 def test_marabou_refuses_a_misfit(tmp_path: Path) -> None:
     pytest.importorskip("maraboupy")
     export_onnx(small_net("plain"), (1, 8, 8), tmp_path / "net.onnx")
     with pytest.raises(DataError, match="64 inputs to 3 outputs"):
         ask_marabou(tmp_path / "net.onnx", BoxInstance(np.zeros(4), np.ones(4), 0, 3))
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(CheckpointError, match=r"none\.onnx"):
         ask_marabou(tmp_path / "none.onnx", BoxInstance(np.zeros(4), np.ones(4), 0, 3))

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import logging
+import copy
+import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from cure_plugin.errors import DataError, MissingDependencyError
+from cure_plugin.export.onnx_net import export_onnx, read_onnx_net
 from cure_plugin.export.vnnlib import BoxInstance
+
+_SCALE = 2.0**14
+"""Marabou 2.0.0 takes a variable whose range is below 1e-5 for a constant; certified nets have many such
+neurons, its equations then contradict each other and every query is "unsat". Multiplying the hidden
+layers by a power of two, and dividing the last by it, is exact in floating point and changes no output."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +43,57 @@ def ask_marabou(onnx_path: str | Path, instance: BoxInstance, timeout: int = 60)
     """Solve one instance in this process.
 
     Args:
+        onnx_path: a net as :func:`export_onnx` writes it.
         timeout: seconds, a whole number.
 
     Raises:
         MissingDependencyError: maraboupy is not installed.
-        DataError: the file cannot be read, or the net's input does not fit the instance.
+        CheckpointError: the file cannot be read.
+        DataError: the net's input does not fit the instance.
     """
+    marabou = _import_marabou()
+    options = marabou.Marabou.createOptions(verbosity=0, timeoutInSeconds=timeout)
+    network = _query(marabou, onnx_path, instance)
+    outputs = [int(variable) for variable in network.outputVars[0].flatten()]
+    rivals = []
+    for j, variable in enumerate(outputs):
+        if j != instance.label:
+            beats = marabou.MarabouUtils.Equation(marabou.MarabouCore.Equation.GE)
+            beats.addAddend(1.0, variable)
+            beats.addAddend(-1.0, outputs[instance.label])
+            beats.setScalar(0.0)
+            rivals.append([beats])
+    network.addDisjunctionConstraint(rivals)
+    result, values, statistics = network.solve(verbose=False, options=options)
+    seconds = statistics.getTotalTimeInMicro() / 1e6
+    if result == "sat":
+        inputs = network.inputVars[0].flatten()
+        return Answer("sat", np.array([values[int(variable)] for variable in inputs]), seconds)
+    if result == "unsat":
+        bare = _query(marabou, onnx_path, instance)
+        feasible = bare.calculateBounds(verbose=False, options=options)[0] != "unsat"
+        return Answer("unsat" if feasible else "unknown", None, seconds)
+    return Answer("timeout" if result == "TIMEOUT" else "unknown", None, seconds)
+
+
+def _import_marabou() -> Any:
     try:
-        from maraboupy import Marabou, MarabouUtils
+        with warnings.catch_warnings(record=True):  # it warns that it cannot read TensorFlow nets
+            import maraboupy
+            from maraboupy import Marabou, MarabouCore, MarabouUtils  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError("Marabou is not installed: pip install 'cure-plugin[verify]'") from error
-    logging.getLogger("maraboupy").setLevel(logging.WARNING)
-    if not Path(onnx_path).is_file():
-        raise DataError(f"ONNX file {onnx_path} does not exist")
-    network = Marabou.read_onnx(str(onnx_path))
-    inputs = network.inputVars[0].flatten()
-    outputs = network.outputVars[0].flatten()
+    return maraboupy
+
+
+def _query(marabou: Any, onnx_path: str | Path, instance: BoxInstance) -> Any:
+    """Marabou's network with the instance's input box and nothing asked of the outputs."""
+    net, shape = read_onnx_net(onnx_path)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scaled.onnx"
+        export_onnx(_scaled(net), shape, path)
+        network = marabou.Marabou.read_onnx(str(path))
+    inputs, outputs = network.inputVars[0].flatten(), network.outputVars[0].flatten()
     if len(inputs) != len(instance.lower) or len(outputs) != instance.classes:
         raise DataError(
             f"{onnx_path} maps {len(inputs)} inputs to {len(outputs)} outputs, "
@@ -57,32 +102,19 @@ def ask_marabou(onnx_path: str | Path, instance: BoxInstance, timeout: int = 60)
     for variable, low, high in zip(inputs, instance.lower, instance.upper, strict=True):
         network.setLowerBound(int(variable), float(low))
         network.setUpperBound(int(variable), float(high))
-    options = Marabou.createOptions(verbosity=0, timeoutInSeconds=timeout)
-    rivals = []
-    for j, variable in enumerate(outputs):
-        if j != instance.label:
-            beats = MarabouUtils.Equation(MarabouUtils.MarabouCore.Equation.GE)
-            beats.addAddend(1.0, int(variable))
-            beats.addAddend(-1.0, int(outputs[instance.label]))
-            beats.setScalar(0.0)
-            rivals.append([beats])
-    network.addDisjunctionConstraint(rivals)
-    result, values, statistics = network.solve(verbose=False, options=options)
-    seconds = statistics.getTotalTimeInMicro() / 1e6
-    if result == "sat":
-        return Answer("sat", np.array([values[int(v)] for v in inputs]), seconds)
-    if result == "unsat" and not _box_is_feasible(network, options):
-        return Answer("unknown", None, seconds)
-    return Answer({"unsat": "unsat", "TIMEOUT": "timeout"}.get(result, "unknown"), None, seconds)
+    return network
 
 
-def _box_is_feasible(network: Any, options: Any) -> bool:
-    """Whether Marabou finds a point of the input box when nothing is asked of the outputs.
-
-    Marabou 2.0.0 takes variables whose range is below 1e-5 for constants; on nets with very small
-    weights that makes its own equations contradict each other, and everything is "unsat". An
-    answer is worth something only where this query is satisfiable.
-    """
-    network.disjunctionList.clear()
-    result, _, _ = network.solve(verbose=False, options=options)
-    return bool(result == "sat")
+def _scaled(net: nn.Sequential) -> nn.Sequential:
+    """The same function with all hidden layers multiplied by :data:`_SCALE` (ReLU is positively homogeneous)."""
+    scaled = copy.deepcopy(net)
+    layers = [layer for layer in scaled if isinstance(layer, nn.Conv2d | nn.Linear)]
+    if len(layers) < 2:
+        return scaled
+    with torch.no_grad():
+        layers[0].weight.mul_(_SCALE)
+        for layer in layers[:-1]:
+            if layer.bias is not None:
+                layer.bias.mul_(_SCALE)
+        layers[-1].weight.div_(_SCALE)
+    return scaled

@@ -135,7 +135,10 @@ class PerturbationLpBall(PerturbationSet):
 
     def _into_domain(self, point: Tensor) -> Tensor:
         """Take away the last bit of rounding that may stick out of the domain."""
-        return point if self.domain is None else point.clamp(*self.domain)
+        if self.domain is None:
+            return point
+        lowest, highest = (torch.as_tensor(end, dtype=point.dtype, device=point.device) for end in self.domain)
+        return point.clamp(lowest, highest)
 
     def _l1_threshold(self, x: Tensor, offset: Tensor) -> Tensor:
         """The shrinkage (B,) that brings each offset's l1 norm to at most eps (Duchi et al. 2008)."""
