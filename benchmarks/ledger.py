@@ -1,0 +1,95 @@
+"""The results ledger: one JSON file per run, and the README tables made from them.
+
+python benchmarks/ledger.py record-demo out/demo    # after make demo
+python benchmarks/ledger.py render                  # rewrite README.md's tables
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+
+
+def hardware() -> dict[str, Any]:
+    """What the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
+        model = found.group(1) if found else model
+    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
+
+
+def commit() -> str:
+    """The checked-out commit, marked where the tree differs from it."""
+    revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    dirty = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return revision.stdout.strip() + ("+changes" if dirty else "")
+
+
+def record(name: str, command: str, seed: int, figures: dict[str, Any]) -> Path:
+    """Write one result file and return its path."""
+    RESULTS.mkdir(exist_ok=True)
+    entry = {"commit": commit(), "seed": seed, "hardware": hardware(), "command": command, "figures": figures}
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(entry, indent=1) + "\n")
+    return path
+
+
+def demo_table() -> str:
+    """The demo's result as a Markdown table."""
+    entry = json.loads((RESULTS / "demo.json").read_text())
+    figures = entry["figures"]
+    names = {text.split("=")[0]: text for text in figures["sets"]}
+    lines = [
+        "| method | clean | " + " | ".join(f"{text} certified (PGD)" for text in names.values()) + " | union (95 %) |",
+        "|---|---|" + "---|" * (len(names) + 1),
+    ]
+    for method, shares in figures["methods"].items():
+        cells = [f"{100 * shares['certified'][n]:.1f} ({100 * shares['pgd'][n]:.1f})" for n in names]
+        low, high = shares["intervals"]["union"]
+        union = f"{100 * shares['union']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+        lines.append(f"| {method} | {100 * shares['clean']:.1f} | " + " | ".join(cells) + f" | {union} |")
+    hardware_text = f"{entry['hardware']['cores']} cores, {entry['hardware']['cpu']}"
+    lines.append("")
+    lines.append(
+        f"Percent of {figures['images']} test images; {figures['seconds']:.0f} s on {hardware_text}, "
+        f"commit {entry['commit']}, seed {entry['seed']}, `{entry['command']}`."
+    )
+    return "\n".join(lines)
+
+
+TABLES = {"demo": demo_table}
+
+
+def render() -> None:
+    """Replace every ``<!-- table NAME -->`` ... ``<!-- end -->`` block of README.md."""
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    for name, table in TABLES.items():
+        pattern = rf"(<!-- table {name} -->\n).*?(<!-- end -->)"
+        text = re.sub(pattern, lambda match, table=table: match[1] + table() + "\n" + match[2], text, flags=re.S)
+    readme.write_text(text)
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) == 2 and arguments[0] == "record-demo":
+        record("demo", "make demo", 0, json.loads((Path(arguments[1]) / "summary.json").read_text()))
+    elif arguments != ["render"]:
+        sys.stderr.write(str(__doc__))
+        return 2
+    render()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
