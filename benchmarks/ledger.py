@@ -60,9 +60,10 @@ def demo_table() -> str:
         union = f"{100 * shares['union']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
         lines.append(f"| {method} | {100 * shares['clean']:.1f} | " + " | ".join(cells) + f" | {union} |")
     hardware_text = f"{entry['hardware']['cores']} cores, {entry['hardware']['cpu']}"
+    seconds = "" if figures["reused"] else f"{figures['seconds']:.0f} s on "
     lines.append("")
     lines.append(
-        f"Percent of {figures['images']} test images; {figures['seconds']:.0f} s on {hardware_text}, "
+        f"Percent of {figures['images']} test images; {seconds}{hardware_text}, "
         f"commit {entry['commit']}, seed {entry['seed']}, `{entry['command']}`."
     )
     return "\n".join(lines)

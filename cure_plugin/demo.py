@@ -66,6 +66,7 @@ def run_demo(folder: Path, say: Say, images: int = 200, progress: bool = True) -
     test = load_data("mnist-slice", train=False).first(images)
     specs = [set_spec(text) for text in SETS]
     methods = {}
+    reused = [name for name in RECIPES if (folder / name / "checkpoint.pt").exists()]
     for name, recipe in RECIPES.items():
         net = _train(name, recipe, folder / name, say, progress)
         certifier = Certifier(net, test.shape, CERTIFICATION_METHODS)
@@ -86,6 +87,7 @@ def run_demo(folder: Path, say: Say, images: int = 200, progress: bool = True) -
         "sets": list(SETS),
         "methods": {name: asdict(method.summary) for name, method in methods.items()},
         "outside": notes,
+        "reused": reused,
         "seconds": round(time.perf_counter() - started, 1),
     }
     lines = [

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cure_plugin import PerturbationLpBall, PerturbationSet, PerturbationUnion
 from cure_plugin.attacks import pgd
-from cure_plugin.bounds.module import bounded_module
+from cure_plugin.bounds.module import bounded_module, default_dtype
 
 SETS = {
     "l1": PerturbationLpBall(1, 1.5),
@@ -27,7 +27,8 @@ METHODS = ("IBP", "CROWN-IBP", "CROWN", "alpha-CROWN")
 def bounds(net: nn.Module, x: Tensor, perturbation: PerturbationSet, method: str) -> tuple[Tensor, Tensor]:
     # auto_LiRPA 0.3 multiplies by a plain constant in matrix mode only
     bounded = bounded_module(net, tuple(x.shape[1:]), {"conv_mode": "matrix"})
-    lower, upper = bounded.compute_bounds(x=(BoundedTensor(x, perturbation),), method=method)
+    with default_dtype(x.dtype):
+        lower, upper = bounded.compute_bounds(x=(BoundedTensor(x, perturbation),), method=method)
     return lower.detach(), upper.detach()
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from auto_LiRPA import BoundedModule, BoundedTensor
 from torch import Tensor
 
+from cure_plugin.bounds.module import default_dtype
 from cure_plugin.sets import PerturbationSet
 
 
@@ -33,9 +34,10 @@ def lower_margins(
         classes: number of logits; default: the net's own.
     """
     specification = margin_matrix(y, classes or int(bounded.final_shape[-1])).to(x)
-    lower, _ = bounded.compute_bounds(
-        x=(BoundedTensor(x, perturbation),), C=specification, method=method, bound_upper=False
-    )
+    with default_dtype(x.dtype):
+        lower, _ = bounded.compute_bounds(
+            x=(BoundedTensor(x, perturbation),), C=specification, method=method, bound_upper=False
+        )
     return lower
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +16,17 @@ BOUND_OPTIONS: dict[str, Any] = {
     # 0.3 indexes alphas by a stale mask when over 90 % of a layer is unstable.
     "sparse_features_alpha": False,
 }
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make ``dtype`` torch's default for a while: auto_LiRPA builds some of its matrices in the default one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def bounded_module(
