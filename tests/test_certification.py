@@ -148,3 +148,9 @@ def test_refusals(net: nn.Module) -> None:
         Certifier(net, (1, 28, 28), ("CRWN",))
     with pytest.raises(SpecError, match="batch_size must be at least 1"):
         Certifier(net, (1, 28, 28), batch_size=0)
+    certifier = Certifier(net, (1, 28, 28))
+    for x, y in ((torch.zeros(2, 1, 8, 8), torch.zeros(2)), (torch.zeros(2, 1, 28, 28), torch.zeros(3))):
+        with pytest.raises(SpecError, match=r"x must be \(B, 1, 28, 28\) and y \(B,\)"):
+            certifier.decide(x, y.long(), SPECS[0].build())
+    with pytest.raises(SpecError, match="NaN"):
+        certifier.decide(torch.full((1, 1, 28, 28), float("nan")), torch.zeros(1).long(), SPECS[0].build())

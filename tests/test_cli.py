@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import small_net
 
 from cure_plugin.cli import main
+from cure_plugin.export import export_onnx
 
 QUICK = ["epochs=1", "batch_size=200", "natural_epochs=1", "ramp_epochs=0", "gradient_projection=0"]
 
@@ -57,6 +59,7 @@ def test_train_again_reuses(trained: Path, capsys: pytest.CaptureFixture[str]) -
         (["certify", "MODEL", "linf=0.1", "--images", "0", "--out", "OUT"], "choose 1 to 1000"),
         (["certify", "MODEL", "linf=0.1", "--methods", "CRWN", "--out", "OUT"], "unknown method"),
         (["certify", "CORRUPT.onnx", "linf=0.1", "--out", "OUT"], "cannot read ONNX file"),
+        (["certify", "SMALL.onnx", "linf=0.1", "--out", "OUT"], "takes inputs of shape (1, 8, 8)"),
         (["certify", "TRUNCATED.pt", "linf=0.1", "--out", "OUT"], "cannot read checkpoint"),
         (["certify", "MODEL", "linf=0.1", "--images", "1", "--out", "FILE/x"], "cannot create folder"),
         (["export", "MODEL", "--out", "FILE/x"], "cannot write"),
@@ -70,9 +73,11 @@ def test_faults_are_one_line_and_exit_2(
     model = trained / "checkpoint.pt"
     (tmp_path / "corrupt.onnx").write_bytes(b"not a model")
     (tmp_path / "truncated.pt").write_bytes(model.read_bytes()[:500])
+    export_onnx(small_net("plain"), (1, 8, 8), tmp_path / "small.onnx")
     (tmp_path / "file").write_text("")
     places = {
         "MODEL": str(model),
+        "SMALL.onnx": str(tmp_path / "small.onnx"),
         "CORRUPT.onnx": str(tmp_path / "corrupt.onnx"),
         "TRUNCATED.pt": str(tmp_path / "truncated.pt"),
         "FILE": str(tmp_path / "file"),

@@ -39,10 +39,10 @@ def violation(
     worst = 0.0
     with torch.no_grad():
         repeated = x.repeat(1000, 1, 1, 1)
-        for _ in range(max(1, samples // len(repeated))):
+        for _ in range(-(-samples // len(repeated))):
             output = net(perturbation.sample(repeated)).view(1000, *lower.shape)
             worst = max(worst, float((lower - output).max()), float((output - upper).max()))
-    each = max(1, optimised // (2 * lower.numel()))
+    each = -(-optimised // (2 * lower.numel()))
     for j in range(lower.shape[1]):
         for sign in (1, -1):
             start = x.repeat(each, 1, 1, 1)

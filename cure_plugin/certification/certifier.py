@@ -94,7 +94,11 @@ class Certifier:
 
         Returns:
             (one verdict per image, points (B, *input_shape): the counterexample where falsified, else x).
+
+        Raises:
+            SpecError: shapes that do not fit the net, or images that the set refuses.
         """
+        self._check(x, y)
         count = x.shape[0]
         status, stage = ["undecided"] * count, ["none"] * count
         margin = torch.full((count,), -torch.inf, dtype=x.dtype)
@@ -126,6 +130,13 @@ class Certifier:
         ]
         return verdicts, points
 
+    def _check(self, x: Tensor, y: Tensor) -> None:
+        if tuple(x.shape[1:]) != self.input_shape or y.shape != x.shape[:1]:
+            raise SpecError(
+                f"x must be (B, {', '.join(map(str, self.input_shape))}) and y (B,), "
+                f"got {tuple(x.shape)} and {tuple(y.shape)}"
+            )
+
     def _attack(
         self,
         x: Tensor,
@@ -151,6 +162,7 @@ class Certifier:
 
     def proved(self, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> Tensor:
         """Which images the bound methods prove, without any attack; (B,) bool."""
+        self._check(x, y)
         with torch.no_grad():
             needed = ROUNDING_MARGIN * self.net(x).abs().amax(1).clamp(min=1).cpu()
         done = torch.zeros(x.shape[0], dtype=torch.bool)
