@@ -5,10 +5,26 @@ from cure_plugin.compat import import_auto_lirpa
 import_auto_lirpa()
 
 from cure_plugin.bounds.first_layer import install as _install_first_layer_hook  # noqa: E402
-from cure_plugin.sets import PerturbationLpBall, PerturbationSet, PerturbationUnion  # noqa: E402
+from cure_plugin.sets import (  # noqa: E402
+    PerturbationL0,
+    PerturbationLpBall,
+    PerturbationPatch,
+    PerturbationSet,
+    PerturbationUnion,
+    perturbation_from_spec,
+    register_perturbation,
+)
 
 _install_first_layer_hook()
 
 __version__ = "0.1.0"
 
-__all__ = ["PerturbationLpBall", "PerturbationSet", "PerturbationUnion"]
+__all__ = [
+    "PerturbationL0",
+    "PerturbationLpBall",
+    "PerturbationPatch",
+    "PerturbationSet",
+    "PerturbationUnion",
+    "perturbation_from_spec",
+    "register_perturbation",
+]

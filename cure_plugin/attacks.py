@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cure_plugin.modes import evaluation_mode
 from cure_plugin.sets import PerturbationSet
+from cure_plugin.sets.base import per_image
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(logits (B, C), labels (B,)) -> value per sample (B,) that the attack makes large."""
@@ -37,10 +38,33 @@ def pgd(
     random_start: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Projected gradient ascent from a random start; returns the best point met, (B, *input).
+    """Projected gradient ascent; returns the best point of the set met, (B, *input).
+
+    A union is attacked member by member; the best of all is kept. See :func:`pgd_variable`.
+    """
+    best_point, best_value = x, torch.full((x.shape[0],), -torch.inf, dtype=x.dtype, device=x.device)
+    for part in perturbation.parts():
+        variable, value = pgd_variable(model, x, y, part, steps, objective, random_start, generator)
+        better = value > best_value
+        best_value = torch.where(better, value, best_value)
+        best_point = torch.where(per_image(better, x), part.decode(x, variable).detach(), best_point)
+    return best_point
+
+
+def pgd_variable(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    perturbation: PerturbationSet,
+    steps: int = 8,
+    objective: Objective = cross_entropy,
+    random_start: bool = True,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Projected gradient ascent in the set's own attack variable (pixels, or the parameters of a transformation).
 
     The step shrinks by 10 after half and after 7/8 of the steps (SABR's schedule for 8 steps). Every
-    point is projected onto the set around ``x`` itself, so none can drift away. BatchNorm runs on its
+    step is projected onto the set around ``x`` itself, so none can drift away. BatchNorm runs on its
     running statistics during the attack; the model's mode is restored.
 
     Args:
@@ -48,25 +72,31 @@ def pgd(
         x: clean inputs (B, *input); y: labels (B,).
         perturbation: the set to stay in.
         objective: what to make large, per sample.
+        random_start: start at a random point of the set, else at ``x`` where the variable is the image.
+
+    Returns:
+        (best variable met, its value (B,)).
     """
     decay_steps = {steps // 2, steps * 7 // 8}
     step = perturbation.attack_step
-    point = perturbation.sample(x, generator) if random_start else x.clone()
-    best_point, best_value = point, torch.full((x.shape[0],), -torch.inf, dtype=x.dtype, device=x.device)
+    variable = perturbation.random_start(x, generator)
+    if not random_start and variable.shape == x.shape:
+        variable = x.clone()
+    best_variable, best_value = variable, torch.full((x.shape[0],), -torch.inf, dtype=x.dtype, device=x.device)
     with evaluation_mode(model), torch.enable_grad():
         for index in range(steps + 1):
-            point = point.detach().requires_grad_(index < steps)
-            value = objective(model(point), y)
+            variable = variable.detach().requires_grad_(index < steps)
+            value = objective(model(perturbation.decode(x, variable)), y)
             better = value.detach() > best_value
             best_value = torch.where(better, value.detach(), best_value)
-            best_point = torch.where(better.view(-1, *[1] * (x.ndim - 1)), point.detach(), best_point)
+            best_variable = torch.where(per_image(better, variable), variable.detach(), best_variable)
             if index == steps:
                 break
-            (gradient,) = torch.autograd.grad(value.sum(), point)
+            (gradient,) = torch.autograd.grad(value.sum(), variable)
             if index > 0 and index in decay_steps:
                 step /= 10
-            point = perturbation.ascend(x, point.detach(), gradient, step)
-    return best_point
+            variable = perturbation.ascend(x, variable.detach(), gradient, step)
+    return best_variable, best_value
 
 
 def find_counterexample(

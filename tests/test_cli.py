@@ -54,7 +54,7 @@ def test_train_again_reuses(trained: Path, capsys: pytest.CaptureFixture[str]) -
         (["train", "demo_cure", "data=mnist", "--data", "OUT/none", "--out", "OUT"], "does not exist"),
         (["certify", "none.pt", "linf=0.1", "--out", "OUT"], "cannot read checkpoint none.pt"),
         (["certify", "MODEL", "linf=-1", "--out", "OUT"], "eps must be finite and >= 0"),
-        (["certify", "MODEL", "l3=1", "--out", "OUT"], "unknown norm 'l3'"),
+        (["certify", "MODEL", "l3=1", "--out", "OUT"], "unknown set 'l3'"),
         (["certify", "MODEL", "linf=0.1", "--on", "cifar10", "--data", "OUT/none", "--out", "OUT"], "does not exist"),
         (["certify", "MODEL", "linf=0.1", "--images", "0", "--out", "OUT"], "choose 1 to 1000"),
         (["certify", "MODEL", "linf=0.1", "--methods", "CRWN", "--out", "OUT"], "unknown method"),

@@ -22,7 +22,7 @@ BALLS = [PerturbationLpBall(1, 1.5), PerturbationLpBall(2, 0.6), PerturbationLpB
 def exact_range(layer: nn.Module, x: Tensor, ball: PerturbationLpBall) -> tuple[Tensor, Tensor]:
     """Range of an affine layer over the ball, by its dense Jacobian: no code of the hook."""
     jacobian = torch.autograd.functional.jacobian(lambda v: layer(v).flatten(1).sum(0), x[:1]).flatten(1)
-    rows = rows_of_matrix(jacobian.expand(len(x), -1, -1).reshape(len(x), -1, *x.shape[1:]))
+    rows = rows_of_matrix(jacobian.expand(len(x), -1, -1), tuple(x.shape[1:]))
     at_clean = layer(x).flatten(1)
     return at_clean + ball.deviation(x, rows), at_clean - ball.deviation(x, rows.negated())
 

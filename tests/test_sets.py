@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from cure_plugin import PerturbationLpBall, PerturbationSet, PerturbationUnion
+from cure_plugin import (
+    PerturbationL0,
+    PerturbationLpBall,
+    PerturbationPatch,
+    PerturbationSet,
+    PerturbationUnion,
+    register_perturbation,
+)
 from cure_plugin.errors import SpecError
 from cure_plugin.sets import LpBallSpec, parse_number, set_spec
 
@@ -43,11 +50,13 @@ def inside_each(ball: PerturbationLpBall, x: Tensor, point: Tensor) -> Tensor:
 @pytest.mark.parametrize("perturbation", make_sets(), ids=repr)
 class TestEverySet:
     def test_points_stay_inside(self, perturbation: PerturbationSet, images: Tensor) -> None:
-        point = perturbation.sample(images)
+        part = perturbation.parts()[-1]
+        variable = part.random_start(images)
         for _ in range(20):
-            assert inside(perturbation, images, point)
-            assert bool(perturbation.contains(images, point, 1e-5).all())
-            point = perturbation.ascend(images, point, torch.randn_like(images), 0.7)
+            for point in (perturbation.sample(images), part.decode(images, variable)):
+                assert inside(perturbation, images, point)
+                assert bool(perturbation.contains(images, point, 1e-5).all())
+            variable = part.ascend(images, variable, torch.randn_like(images), 0.7)
         assert inside(perturbation, images, perturbation.project(images, images + torch.randn_like(images)))
 
     def test_projection_keeps_members(self, perturbation: PerturbationSet, images: Tensor) -> None:
@@ -127,8 +136,18 @@ def test_per_sample_radii(images: Tensor) -> None:
         (lambda: PerturbationUnion([]), "at least one member"),
         (lambda: PerturbationUnion([object()]), "must be cure_plugin sets, got object"),  # type: ignore[list-item]
         (lambda: PerturbationUnion([PerturbationLpBall(2, 1)]).set_eps(2.0), "no single eps"),
-        (lambda: set_spec("l3=0.1"), "unknown norm 'l3'"),
-        (lambda: set_spec("linf"), "norm=eps"),
+        (lambda: set_spec("l3=0.1"), "unknown set 'l3'; known:"),
+        (lambda: set_spec("linf"), "name=parameters"),
+        (lambda: set_spec("patch=5"), "HEIGHTxWIDTH, e.g. 5x5, got '5'"),
+        (lambda: set_spec("patch=0x5"), "at least 1 pixel"),
+        (lambda: set_spec("l0=-1"), "whole number of pixels"),
+        (lambda: PerturbationPatch(2, 2, (3, 1, 0, 0)), "r0 <= r1"),
+        (lambda: PerturbationPatch(2, 2, (0, 7, 0, 0)).box(torch.zeros(1, 1, 8, 8)), "0 .. 6 and 0 .. 6"),
+        (lambda: PerturbationPatch(9, 2).box(torch.zeros(1, 1, 8, 8)), "of that size at least"),
+        (lambda: PerturbationL0(1).box(torch.zeros(1, 8)), "images"),
+        (lambda: PerturbationPatch(2, 2).box(torch.full((1, 1, 8, 8), 2.0)), "outside domain"),
+        (lambda: register_perturbation("a b"), "letters, digits"),
+        (lambda: register_perturbation("patch")(lambda text: PerturbationL0(1)), "registered already"),
         (lambda: set_spec("linf=-8/255"), "eps must be finite and >= 0"),
         (lambda: set_spec("linf=eight"), "number like 0.1 or 8/255, got 'eight'"),
         (lambda: set_spec("linf=1/0"), "number like"),

@@ -157,7 +157,11 @@ def _first_layer(node: Any) -> tuple[_Scaled, Tensor, Rows] | None:
             return None
         _, weight, bias = node._preprocess(None, weight, bias)
         scale = source.scale.expand_as(source.clean[:1]).flatten(1)
-        return source, F.linear(source.value, weight, bias), rows_of_linear(weight * scale)
+        return (
+            source,
+            F.linear(source.value, weight, bias),
+            rows_of_linear(weight * scale, tuple(source.clean.shape[1:])),
+        )
     if weight is None or weight.ndim != 4 or node.groups != 1 or source.scale[0, 0].numel() != 1:
         return None
     stride, padding, dilation = _pair(node.stride), _pair(node.padding), _pair(node.dilation)

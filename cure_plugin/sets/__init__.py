@@ -2,16 +2,32 @@
 
 from cure_plugin.sets.base import PerturbationSet
 from cure_plugin.sets.lp import PerturbationLpBall
-from cure_plugin.sets.spec import LpBallSpec, SetSpec, UnionSpec, parse_number, set_spec
+from cure_plugin.sets.patch import PerturbationL0, PerturbationPatch
+from cure_plugin.sets.registry import kinds, register_perturbation
+from cure_plugin.sets.spec import (
+    LpBallSpec,
+    NamedSpec,
+    SetSpec,
+    UnionSpec,
+    parse_number,
+    perturbation_from_spec,
+    set_spec,
+)
 from cure_plugin.sets.union import PerturbationUnion
 
 __all__ = [
     "LpBallSpec",
+    "NamedSpec",
+    "PerturbationL0",
     "PerturbationLpBall",
+    "PerturbationPatch",
     "PerturbationSet",
     "PerturbationUnion",
     "SetSpec",
     "UnionSpec",
+    "kinds",
     "parse_number",
+    "perturbation_from_spec",
+    "register_perturbation",
     "set_spec",
 ]

@@ -25,7 +25,7 @@ from cure_plugin.sets.rows import Rows, dot, rows_of_matrix, rows_of_patches
 class PerturbationSet(PerturbationLpNorm, ABC):
     """Base class of all sets; hand one to auto_LiRPA's ``BoundedTensor(x, perturbation)``.
 
-    A subclass implements :meth:`box`, :meth:`deviation`, :meth:`project`, :meth:`sample`,
+    A subclass implements :meth:`box`, :meth:`deviation`, :meth:`project`, :meth:`random_start`,
     :meth:`ascend`, :meth:`scaled` and :meth:`small_region`; inputs are batches ``x`` of shape (B, *input), float.
     """
 
@@ -57,22 +57,42 @@ class PerturbationSet(PerturbationLpNorm, ABC):
         """A point of the set around ``x`` near ``point``; the identity on points of the set."""
 
     @abstractmethod
-    def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """One random point of the set per sample, (B, *input), reaching the set's boundary."""
+    def random_start(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A random attack variable per sample, first axis B; :meth:`decode` makes it an image of the set."""
 
     @abstractmethod
-    def ascend(self, x: Tensor, point: Tensor, gradient: Tensor, step: float) -> Tensor:
-        """One attack step from ``point`` along ``gradient``; ``step`` is relative to the set's radius."""
+    def ascend(self, x: Tensor, variable: Tensor, gradient: Tensor, step: float) -> Tensor:
+        """One attack step from ``variable`` along ``gradient``; ``step`` is relative to the set's size."""
 
     @abstractmethod
     def scaled(self, factor: float) -> PerturbationSet:
         """The same kind of set, ``factor`` (>= 0) times as large: annealing and certified curves use it."""
 
     @abstractmethod
-    def small_region(self, x: Tensor, point: Tensor, ratio: float) -> tuple[Tensor, PerturbationSet]:
-        """SABR's region: a (centre, set) of relative size ``ratio`` near ``point``, inside the set around ``x``."""
+    def small_region(self, x: Tensor, variable: Tensor, ratio: float) -> tuple[Tensor, PerturbationSet]:
+        """SABR's region: a (centre, set) of relative size ``ratio`` near an attack ``variable``, inside the set."""
 
-    # -- what every set then has ---------------------------------------------------------------
+    # -- what every set then has, and may refine -----------------------------------------------
+
+    def decode(self, x: Tensor, variable: Tensor) -> Tensor:
+        """The image (B, *input) that an attack variable stands for; the variable itself unless overridden."""
+        return variable
+
+    def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """One random point of the set per sample, (B, *input)."""
+        return self.decode(x, self.random_start(x, generator))
+
+    def parts(self) -> tuple[PerturbationSet, ...]:
+        """Sets to attack one by one that together are this one: itself, or a union's members."""
+        return (self,)
+
+    def needs_attack(self, ratio: float) -> bool:
+        """Whether :meth:`small_region` of that relative size depends on the attack at all."""
+        return True
+
+    def split(self) -> tuple[PerturbationSet, ...]:
+        """Smaller sets that together cover this one, for branch and bound; empty if it cannot be split."""
+        return ()
 
     def contains(self, x: Tensor, point: Tensor, tolerance: float = 1e-6) -> Tensor:
         """Whether each ``point`` lies in the set around ``x``, up to ``tolerance`` per coordinate; (B,) bool."""
@@ -115,7 +135,7 @@ class PerturbationSet(PerturbationLpNorm, ABC):
         if isinstance(A, eyeC) or (isinstance(A, Patches) and A.identity == 1):
             lower, upper = self.box(x)
             return _select_identity(lower if sign < 0 else upper, A)
-        rows = rows_of_patches(A) if isinstance(A, Patches) else rows_of_matrix(A)
+        rows = rows_of_patches(A) if isinstance(A, Patches) else rows_of_matrix(A, tuple(x.shape[1:]))
         at_clean = dot(rows, x)
         if sign < 0:
             return rows.restore(at_clean + self.deviation(x, rows))
@@ -145,3 +165,8 @@ def check_batch(x: Tensor) -> None:
         raise SpecError(f"x is empty (shape {tuple(x.shape)}); give at least one image")
     if not bool(torch.isfinite(x).all()):
         raise SpecError("x holds NaN or infinite values; clean the images before bounding them")
+
+
+def per_image(value: Tensor, x: Tensor) -> Tensor:
+    """Reshape (B,) to broadcast against ``x`` (B, *input)."""
+    return value.view(-1, *[1] * (x.ndim - 1))

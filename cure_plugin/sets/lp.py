@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cure_plugin.errors import SpecError
-from cure_plugin.sets.base import PerturbationSet
+from cure_plugin.sets.base import PerturbationSet, per_image
 from cure_plugin.sets.linear_minimum import box_minimum, in_chunks, l1_box_minimum, l2_box_minimum
 from cure_plugin.sets.rows import Rows
 
@@ -151,7 +151,7 @@ class PerturbationLpBall(PerturbationSet):
         threshold = candidate.gather(1, last).squeeze(1).clamp(min=0)
         return torch.where(size.sum(1) > radius.squeeze(1), threshold, 0)
 
-    def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def random_start(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         radius = per_image(self._radius(x), x)
         if self.p == math.inf:
             down, up = self._room(x)
@@ -168,15 +168,15 @@ class PerturbationLpBall(PerturbationSet):
         offset = direction / length * radius * per_image(share, x) ** (1 / x[0].numel())
         return self.project(x, x + offset)
 
-    def ascend(self, x: Tensor, point: Tensor, gradient: Tensor, step: float) -> Tensor:
+    def ascend(self, x: Tensor, variable: Tensor, gradient: Tensor, step: float) -> Tensor:
         length = step * per_image(self._radius(x), x)
         if self.p == math.inf:
             direction = gradient.sign()
         elif self.p == 2:
             direction = gradient / per_image(gradient.flatten(1).norm(dim=1), x).clamp(min=1e-12)
         else:
-            direction = self._l1_direction(point, gradient)
-        return self.project(x, point + length * direction)
+            direction = self._l1_direction(variable, gradient)
+        return self.project(x, variable + length * direction)
 
     def _l1_direction(self, point: Tensor, gradient: Tensor) -> Tensor:
         """Unit l1 step over the largest gradients among the coordinates that can still move."""
@@ -193,7 +193,10 @@ class PerturbationLpBall(PerturbationSet):
     def scaled(self, factor: float) -> PerturbationLpBall:
         return PerturbationLpBall(self.p, self.eps * factor, self.domain)
 
-    def small_region(self, x: Tensor, point: Tensor, ratio: float) -> tuple[Tensor, PerturbationLpBall]:
+    def needs_attack(self, ratio: float) -> bool:
+        return ratio < 1  # at 1 the region is the whole ball, wherever the attack ended
+
+    def small_region(self, x: Tensor, variable: Tensor, ratio: float) -> tuple[Tensor, PerturbationLpBall]:
         """linf: a box kept inside the hull (SABR). l1, l2: a ball of radius ratio * eps kept inside the ball.
 
         The l1 and l2 region is not cut with the domain: its first layer then costs one dual norm for
@@ -205,9 +208,9 @@ class PerturbationLpBall(PerturbationSet):
         if self.p == math.inf:
             lower, upper = self.box(x)
             reach = torch.minimum(per_image(radius, x), (upper - lower) / 2)
-            centre = torch.minimum(torch.maximum(point, lower + reach), upper - reach)
+            centre = torch.minimum(torch.maximum(variable, lower + reach), upper - reach)
             return centre, PerturbationLpBall(self.p, radius, (lower, upper))
-        offset = point - x
+        offset = variable - x
         length = per_image(offset.flatten(1).norm(p=self.p, dim=1), x)
         allowed = per_image(self._radius(x) - radius, x)
         centre = x + offset * (allowed / length.clamp(min=1e-12)).clamp(max=1)
@@ -224,8 +227,3 @@ def _shown(domain: Domain | None) -> str:
         return "None"
     ends = (f"tensor{tuple(end.shape)}" if isinstance(end, Tensor) else str(end) for end in domain)
     return f"({', '.join(ends)})"
-
-
-def per_image(value: Tensor, x: Tensor) -> Tensor:
-    """Reshape (B,) to broadcast against ``x`` (B, *input)."""
-    return value.view(-1, *[1] * (x.ndim - 1))

@@ -8,7 +8,7 @@ coefficients (..., K) plus a way to pick the K input values that a row touches. 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -29,25 +29,30 @@ class Rows:
         pick: maps an image-shaped tensor (B, *input) to the values each row touches, (..., K).
         per_sample: maps a tensor (B,) to (..., 1), broadcastable against the coefficients.
         restore: maps a result (...) to the layout that auto_LiRPA expects.
+        window: the input shape whose product is K: the whole input, or the (c, kh, kw) a row sees.
+        extent: how many neighbouring window entries a run of so many pixels covers at most.
     """
 
     coefficients: Tensor
     pick: Callable[[Tensor], Tensor]
     per_sample: Callable[[Tensor], Tensor]
     restore: Callable[[Tensor], Tensor]
+    window: tuple[int, ...]
+    extent: Callable[[int], int] = int
 
     def negated(self) -> Rows:
         """The rows times -1: a maximum is minus their minimum."""
-        return Rows(-self.coefficients, self.pick, self.per_sample, self.restore)
+        return replace(self, coefficients=-self.coefficients)
 
 
-def rows_of_matrix(matrix: Tensor) -> Rows:
-    """Rows of a dense matrix (B, S, *input); results have shape (B, S)."""
+def rows_of_matrix(matrix: Tensor, input_shape: tuple[int, ...]) -> Rows:
+    """Rows of a dense matrix (B, S, *input) or (B, S, K); results have shape (B, S)."""
     return Rows(
         matrix.flatten(2),
         pick=lambda image: image.flatten(1).unsqueeze(1),
         per_sample=lambda value: value.view(-1, 1, 1),
         restore=lambda result: result,
+        window=input_shape,
     )
 
 
@@ -65,6 +70,11 @@ def rows_of_patches(patches: Patches) -> Rows:
             output_padding=patches.output_padding,
         )
 
+    window = tuple(values.shape[-3:])
+
+    def extent(pixels: int) -> int:
+        return (pixels - 1) * (patches.inserted_zeros + 1) + 1
+
     if patches.unstable_idx is None:
         flat = patch_bounds_are_flat()
         return Rows(
@@ -72,6 +82,8 @@ def rows_of_patches(patches: Patches) -> Rows:
             pick=lambda image: unfold(image).flatten(-3).unsqueeze(0),
             per_sample=lambda value: value.view(1, -1, 1, 1, 1),
             restore=lambda result: result.transpose(0, 1).flatten(1) if flat else result.transpose(0, 1),
+            window=window,
+            extent=extent,
         )
     _, across, down = patches.unstable_idx
     return Rows(
@@ -79,6 +91,8 @@ def rows_of_patches(patches: Patches) -> Rows:
         pick=lambda image: unfold(image)[:, across, down].flatten(-3).transpose(0, 1),
         per_sample=lambda value: value.view(1, -1, 1),
         restore=lambda result: result.transpose(0, 1),
+        window=window,
+        extent=extent,
     )
 
 
@@ -97,17 +111,14 @@ def rows_of_convolution(weight: Tensor, stride: Pair, padding: Pair, dilation: P
         pick=pick,
         per_sample=lambda value: value.view(1, -1, 1, 1),
         restore=restore,
+        window=tuple(weight.shape[1:]),
+        extent=lambda pixels: -(-pixels // min(dilation)),
     )
 
 
-def rows_of_linear(weight: Tensor) -> Rows:
-    """Rows of a fully connected layer with ``weight`` (M, K); results have shape (B, M)."""
-    return Rows(
-        weight.unsqueeze(0),
-        pick=lambda image: image.flatten(1).unsqueeze(1),
-        per_sample=lambda value: value.view(-1, 1, 1),
-        restore=lambda result: result,
-    )
+def rows_of_linear(weight: Tensor, input_shape: tuple[int, ...]) -> Rows:
+    """Rows of a fully connected layer with ``weight`` (M, K) over the flattened input; results have shape (B, M)."""
+    return rows_of_matrix(weight.unsqueeze(0), input_shape)
 
 
 def dot(rows: Rows, image: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,6 +12,8 @@ from typing import Any
 from cure_plugin.errors import SpecError
 from cure_plugin.sets.base import PerturbationSet
 from cure_plugin.sets.lp import PerturbationLpBall
+from cure_plugin.sets.patch import PerturbationL0, PerturbationPatch
+from cure_plugin.sets.registry import register_perturbation, registered
 from cure_plugin.sets.union import PerturbationUnion
 
 _NORMS = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
@@ -49,8 +52,8 @@ class LpBallSpec:
     domain: tuple[float, float] | None = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.norm not in ("linf", "l2", "l1"):
-            raise SpecError(f"unknown norm {self.norm!r}; known: linf, l2, l1")
+        if self.norm not in _NORMS:
+            raise SpecError(f"unknown norm {self.norm!r}; known: {', '.join(_NORMS)}")
         self.build()
 
     @property
@@ -63,6 +66,32 @@ class LpBallSpec:
 
     def __str__(self) -> str:
         return f"{self.norm}={self.eps}"
+
+
+@dataclass(frozen=True)
+class NamedSpec:
+    """A registered kind of set with its parameters as text, e.g. ``NamedSpec("patch", "5x5")``.
+
+    Raises:
+        SpecError: an unknown kind, or parameters that it refuses.
+    """
+
+    kind: str
+    parameters: str
+
+    def __post_init__(self) -> None:
+        self.build()
+
+    @property
+    def name(self) -> str:
+        return self.build().name
+
+    def build(self) -> PerturbationSet:
+        """The set itself."""
+        return registered(self.kind).build(self.parameters)
+
+    def __str__(self) -> str:
+        return f"{self.kind}={self.parameters}"
 
 
 @dataclass(frozen=True)
@@ -83,13 +112,14 @@ class UnionSpec:
         return " + ".join(map(str, self.members))
 
 
-SetSpec = LpBallSpec | UnionSpec
+SetSpec = LpBallSpec | NamedSpec | UnionSpec
 
 
 def set_spec(value: SetSpec | str | Mapping[str, Any] | Sequence[Any]) -> SetSpec:
     """A spec from what YAML or a command line gives.
 
-    Accepted: ``"linf=8/255"``; ``{"norm": "inf", "eps": "8/255", "domain": [0, 1]}``; ``{"union": [...]}``.
+    Accepted: ``"linf=8/255"``, ``"patch=5x5"`` and so on for every registered name (``cure sets`` lists
+    them); ``{"norm": "inf", "eps": "8/255", "domain": [0, 1]}``; ``{"union": [...]}``.
 
     Raises:
         SpecError: anything else.
@@ -97,26 +127,64 @@ def set_spec(value: SetSpec | str | Mapping[str, Any] | Sequence[Any]) -> SetSpe
     >>> set_spec("linf=8/255").build()
     PerturbationLpBall(norm=inf, eps=0.03137254901960784, domain=(0.0, 1.0))
     """
-    if isinstance(value, LpBallSpec | UnionSpec):
+    if isinstance(value, LpBallSpec | NamedSpec | UnionSpec):
         return value
     if isinstance(value, str):
-        norm, separator, eps = value.partition("=")
-        if not separator:
-            raise SpecError(f"a set is written norm=eps, e.g. linf=8/255 or l2=0.5; got {value!r}")
-        return LpBallSpec(norm.strip(), eps.strip())
+        return _from_text(value)
     if isinstance(value, Mapping) and set(value) == {"union"}:
         members = value["union"]
         if not isinstance(members, Sequence) or isinstance(members, str) or not members:
             raise SpecError(f"union must list at least one set, got {members!r}")
         return UnionSpec(tuple(set_spec(member) for member in members))
     if isinstance(value, Mapping) and {"norm", "eps"} <= set(value) <= {"norm", "eps", "domain"}:
-        norm = str(value["norm"]).removesuffix(".0").removeprefix(".")
-        domain = value.get("domain", (0.0, 1.0))
-        if domain is not None and (not isinstance(domain, Sequence) or isinstance(domain, str) or len(domain) != 2):
-            raise SpecError(f"domain must be [lowest, highest] or null, got {domain!r}")
-        return LpBallSpec(
-            norm if norm.startswith("l") else f"l{norm}",
-            str(value["eps"]),
-            None if domain is None else (float(domain[0]), float(domain[1])),
-        )
-    raise SpecError(f"a set is 'norm=eps', {{norm, eps, domain}} or {{union: [...]}}; got {value!r}")
+        return _lp_from_mapping(value)
+    raise SpecError(f"a set is 'name=parameters', {{norm, eps, domain}} or {{union: [...]}}; got {value!r}")
+
+
+def perturbation_from_spec(value: SetSpec | str | Mapping[str, Any]) -> PerturbationSet:
+    """The set that a spec describes; see :func:`set_spec`."""
+    return set_spec(value).build()
+
+
+def _from_text(text: str) -> SetSpec:
+    kind, separator, parameters = (part.strip() for part in text.partition("="))
+    if not separator:
+        raise SpecError(f"a set is written name=parameters, e.g. linf=8/255, l2=0.5 or patch=5x5; got {text!r}")
+    return LpBallSpec(kind, parameters) if kind in _NORMS else NamedSpec(kind, parameters)
+
+
+def _lp_from_mapping(value: Mapping[str, Any]) -> LpBallSpec:
+    norm = str(value["norm"]).removesuffix(".0").removeprefix(".")
+    domain = value.get("domain", (0.0, 1.0))
+    if domain is not None and (not isinstance(domain, Sequence) or isinstance(domain, str) or len(domain) != 2):
+        raise SpecError(f"domain must be [lowest, highest] or null, got {domain!r}")
+    return LpBallSpec(
+        norm if norm.startswith("l") else f"l{norm}",
+        str(value["eps"]),
+        None if domain is None else (parse_number(domain[0], "domain"), parse_number(domain[1], "domain")),
+    )
+
+
+def _lp_builder(norm: str) -> None:
+    @register_perturbation(norm, "eps: radius in pixel units, e.g. 0.1 or 8/255; the ball is cut with [0, 1]")
+    def build(text: str) -> PerturbationSet:
+        return LpBallSpec(norm, text).build()
+
+
+for _norm in _NORMS:
+    _lp_builder(_norm)
+
+
+@register_perturbation("patch", "HEIGHTxWIDTH in pixels, anywhere, all channels free in [0, 1], e.g. 5x5")
+def _patch(text: str) -> PerturbationSet:
+    sides = re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*", text)
+    if sides is None:
+        raise SpecError(f"a patch is written HEIGHTxWIDTH, e.g. 5x5, got {text!r}")
+    return PerturbationPatch(int(sides[1]), int(sides[2]))
+
+
+@register_perturbation("l0", "number of pixels free in [0, 1], all channels of each, e.g. 3")
+def _l0(text: str) -> PerturbationSet:
+    if not text.isdigit():
+        raise SpecError(f"l0 takes a whole number of pixels, got {text!r}")
+    return PerturbationL0(int(text))

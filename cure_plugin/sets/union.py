@@ -56,21 +56,25 @@ class PerturbationUnion(PerturbationSet):
     def contains(self, x: Tensor, point: Tensor, tolerance: float = 1e-6) -> Tensor:
         return torch.stack([member.contains(x, point, tolerance) for member in self.members]).any(0)
 
-    def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def random_start(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         candidates = torch.stack([member.sample(x, generator) for member in self.members])
         choice = torch.randint(len(self.members), (x.shape[0],), generator=generator, device=x.device)
         return _pick_per_sample(candidates, choice)
 
-    def ascend(self, x: Tensor, point: Tensor, gradient: Tensor, step: float) -> Tensor:
-        """Each member's step; kept, per sample, is the one that gains most along the gradient."""
-        candidates = torch.stack([member.ascend(x, point, gradient, step) for member in self.members])
-        gain = ((candidates - point) * gradient).flatten(2).sum(2)
-        return _pick_per_sample(candidates, gain.argmax(0))
+    def ascend(self, x: Tensor, variable: Tensor, gradient: Tensor, step: float) -> Tensor:
+        """Refused: the members have attack variables of their own; attack :meth:`parts` one by one."""
+        raise SpecError("a union has no attack step of its own; attack its members (parts) one by one")
+
+    def parts(self) -> tuple[PerturbationSet, ...]:
+        return tuple(part for member in self.members for part in member.parts())
+
+    def split(self) -> tuple[PerturbationSet, ...]:
+        return self.members
 
     def scaled(self, factor: float) -> PerturbationUnion:
         return PerturbationUnion([member.scaled(factor) for member in self.members])
 
-    def small_region(self, x: Tensor, point: Tensor, ratio: float) -> tuple[Tensor, PerturbationSet]:
+    def small_region(self, x: Tensor, variable: Tensor, ratio: float) -> tuple[Tensor, PerturbationSet]:
         """Refused: train on the members, each with a region of its own, and combine the losses."""
         raise SpecError("a union has no single small region; pass its members to a training strategy instead")
 

@@ -9,7 +9,7 @@ import torch
 from auto_LiRPA import BoundedModule
 from torch import Tensor, nn
 
-from cure_plugin.attacks import pgd
+from cure_plugin.attacks import pgd_variable
 from cure_plugin.bounds.margins import elided, lower_margins, robust_cross_entropy
 from cure_plugin.errors import SpecError
 from cure_plugin.sets import PerturbationSet
@@ -148,10 +148,11 @@ class CureObjective:
     ) -> tuple[Tensor, Tensor]:
         """(IBP margins (B, C - 1), input box widths) of one set's region around its attack points."""
         perturbation = training_set.perturbation.scaled(scale)
-        point = x
-        if training_set.ratio < 1 and self.attack_steps > 0:
-            point = pgd(model, x, y, perturbation, self.attack_steps, generator=generator)
-        centre, region = perturbation.small_region(x, point, training_set.ratio)
+        if self.attack_steps > 0 and perturbation.needs_attack(training_set.ratio):
+            variable, _ = pgd_variable(model, x, y, perturbation, self.attack_steps, generator=generator)
+        else:
+            variable = perturbation.random_start(x, generator)
+        centre, region = perturbation.small_region(x, variable, training_set.ratio)
         if model.training and any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in model.modules()):
             bounded(centre)  # auto_LiRPA's interval uses the batch statistics of the last forward pass
         margins = lower_margins(bounded, centre, y, region, "IBP")

@@ -1,0 +1,262 @@
+"""Adversarial patches: a p x q square somewhere, its pixels free in the domain, all channels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cure_plugin.errors import SpecError
+from cure_plugin.sets.base import PerturbationSet, check_batch
+from cure_plugin.sets.lp import DOMAIN_TOLERANCE, PerturbationLpBall
+from cure_plugin.sets.rows import Rows
+from cure_plugin.sets.windows import pixel_gain, smallest_square_sum
+
+
+class PerturbationPatch(PerturbationSet):
+    """All images that differ from x inside one height x width square only.
+
+    The square's top left corner lies in a block of positions: rows r0 .. r1 and columns c0 .. c1. A block
+    is bounded exactly, in one go; :meth:`split` halves it.
+
+    Args:
+        height, width: of the square, at least 1.
+        block: (r0, r1, c0, c1), ends included: four numbers, or a tensor (B, 4) with a block per sample;
+            None for every position.
+        domain: (lowest, highest) pixel value.
+
+    Raises:
+        SpecError: a size below 1, an empty domain, a reversed block.
+    """
+
+    attack_step = 0.25
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        block: tuple[int, int, int, int] | Tensor | None = None,
+        domain: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        super().__init__()
+        if height < 1 or width < 1 or int(height) != height or int(width) != width:
+            raise SpecError(f"a patch needs whole sides of at least 1 pixel, got {height!r} x {width!r}")
+        if not domain[0] < domain[1]:
+            raise SpecError(f"domain must be (lowest, highest) with lowest < highest, got {domain!r}")
+        ends = None if block is None else torch.as_tensor(block)
+        if ends is not None and (ends.shape[-1] != 4 or bool((ends[..., ::2] > ends[..., 1::2]).any())):
+            raise SpecError(f"block must be (r0, r1, c0, c1) with r0 <= r1 and c0 <= c1, got {block!r}")
+        self.height, self.width, self.block = int(height), int(width), ends
+        self.domain = (float(domain[0]), float(domain[1]))
+        self.name = f"patch{self.height}x{self.width}"
+
+    def positions(self, x: Tensor) -> Tensor:
+        """The block of top left corners for each sample, (B, 4) int64: r0, r1, c0, c1, ends included.
+
+        Raises:
+            SpecError: no image batch, an image smaller than the patch, a block outside the image, values
+                outside the domain.
+        """
+        check_batch(x)
+        if x.ndim != 4 or x.shape[2] < self.height or x.shape[3] < self.width:
+            raise SpecError(
+                f"a {self.height} x {self.width} patch needs images (B, C, H, W) of that size at least, "
+                f"got {tuple(x.shape)}"
+            )
+        if bool((x < self.domain[0] - DOMAIN_TOLERANCE).any() or (x > self.domain[1] + DOMAIN_TOLERANCE).any()):
+            raise SpecError(f"x has values outside domain {self.domain}; make normalisation a layer of the net")
+        last_row, last_column = x.shape[2] - self.height, x.shape[3] - self.width
+        everywhere = torch.tensor([0, last_row, 0, last_column], device=x.device)
+        ends = everywhere if self.block is None else self.block.to(x.device)
+        ends = ends.expand(x.shape[0], 4)
+        if bool((ends < 0).any() or (ends[:, 1] > last_row).any() or (ends[:, 3] > last_column).any()):
+            raise SpecError(
+                f"block {self.block} leaves the image: positions are 0 .. {last_row} and 0 .. {last_column}"
+            )
+        return ends
+
+    def _reach(self, x: Tensor) -> Tensor:
+        """Which pixels some square of the block covers, (B, 1, H, W) bool."""
+        r0, r1, c0, c1 = (end.view(-1, 1) for end in self.positions(x).unbind(1))
+        rows = torch.arange(x.shape[2], device=x.device)
+        columns = torch.arange(x.shape[3], device=x.device)
+        in_rows = (rows >= r0) & (rows < r1 + self.height)
+        in_columns = (columns >= c0) & (columns < c1 + self.width)
+        return (in_rows.unsqueeze(2) & in_columns.unsqueeze(1)).unsqueeze(1)
+
+    def _room(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """How far each pixel may move down (<= 0) and up (>= 0) if the square covers it; 0 out of reach."""
+        reach = self._reach(x)
+        down, up = (self.domain[0] - x).clamp(max=0), (self.domain[1] - x).clamp(min=0)
+        return torch.where(reach, down, 0), torch.where(reach, up, 0)
+
+    def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        down, up = self._room(x)
+        return x + down, x + up
+
+    def deviation(self, x: Tensor, rows: Rows) -> Tensor:
+        """Exact: the smallest sum, over the squares of the block, of each pixel's own minimum.
+
+        Pixels out of the block's reach have no room, so a square that sticks out of the reach covers no
+        more than one inside it.
+        """
+        down, up = (rows.pick(t) for t in self._room(x))
+        gain = pixel_gain(rows.coefficients, down, up, rows.window)
+        return smallest_square_sum(gain, rows.extent(self.height), rows.extent(self.width))
+
+    def project(self, x: Tensor, point: Tensor) -> Tensor:
+        """Keep the square of the block with the largest change, clipped to the domain; undo the rest."""
+        change = (point.clamp(*self.domain) - x).square().sum(1)
+        corner = self._best_corner(x, change)
+        return torch.where(self._square(x, corner), point.clamp(*self.domain), x)
+
+    def _best_corner(self, x: Tensor, score: Tensor) -> Tensor:
+        """Top left corner (B, 2) of the allowed square with the largest sum of ``score`` (B, H, W)."""
+        sums = torch.nn.functional.avg_pool2d(score.unsqueeze(1), (self.height, self.width), stride=1).squeeze(1)
+        r0, r1, c0, c1 = (end.view(-1, 1, 1) for end in self.positions(x).unbind(1))
+        rows = torch.arange(sums.shape[1], device=x.device).view(1, -1, 1)
+        columns = torch.arange(sums.shape[2], device=x.device).view(1, 1, -1)
+        allowed = (rows >= r0) & (rows <= r1) & (columns >= c0) & (columns <= c1)
+        best = sums.masked_fill(~allowed, -torch.inf).flatten(1).argmax(1)
+        return torch.stack([best // sums.shape[2], best % sums.shape[2]], dim=1)
+
+    def _square(self, x: Tensor, corner: Tensor) -> Tensor:
+        """Mask (B, 1, H, W) of the square at each ``corner`` (B, 2)."""
+        rows = torch.arange(x.shape[2], device=x.device) - corner[:, :1]
+        columns = torch.arange(x.shape[3], device=x.device) - corner[:, 1:]
+        in_rows, in_columns = (rows >= 0) & (rows < self.height), (columns >= 0) & (columns < self.width)
+        return (in_rows.unsqueeze(2) & in_columns.unsqueeze(1)).unsqueeze(1)
+
+    def random_start(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        ends = self.positions(x)
+        share = torch.rand(x.shape[0], 2, generator=generator, device=x.device)
+        count = ends[:, 1::2] - ends[:, ::2] + 1
+        corner = ends[:, ::2] + (share * count).long().clamp(max=count - 1)
+        content = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        # corners of the content's box are where linear functions peak
+        content = torch.where(content < 0.25, 0.0, torch.where(content > 0.75, 1.0, content))
+        content = self.domain[0] + (self.domain[1] - self.domain[0]) * content
+        return torch.where(self._square(x, corner), content, x)
+
+    def ascend(self, x: Tensor, variable: Tensor, gradient: Tensor, step: float) -> Tensor:
+        """Move the square to where the gradient promises most, and its pixels along the gradient's sign."""
+        room = torch.where(gradient > 0, self.domain[1] - variable, variable - self.domain[0])
+        corner = self._best_corner(x, (gradient.abs() * room).sum(1) + (variable - x).abs().sum(1))
+        moved = variable + step * (self.domain[1] - self.domain[0]) * gradient.sign()
+        return torch.where(self._square(x, corner), moved.clamp(*self.domain), x)
+
+    def scaled(self, factor: float) -> PerturbationPatch:
+        """A square with sides ``factor`` times as long, rounded up, at the same block of positions."""
+        height, width = (max(1, -int(-side * factor // 1)) for side in (self.height, self.width))
+        return PerturbationPatch(height, width, self.block, self.domain)
+
+    def split(self) -> tuple[PerturbationSet, ...]:
+        """The block halved across its longer side; empty for a single position, per-sample or unknown blocks."""
+        if self.block is None or self.block.ndim != 1:
+            return ()
+        r0, r1, c0, c1 = (int(end) for end in self.block)
+        if r1 == r0 and c1 == c0:
+            return ()
+        if r1 - r0 >= c1 - c0:
+            middle = (r0 + r1) // 2
+            halves = ((r0, middle, c0, c1), (middle + 1, r1, c0, c1))
+        else:
+            middle = (c0 + c1) // 2
+            halves = ((r0, r1, c0, middle), (r0, r1, middle + 1, c1))
+        return tuple(PerturbationPatch(self.height, self.width, half, self.domain) for half in halves)
+
+    def small_region(self, x: Tensor, variable: Tensor, ratio: float) -> tuple[Tensor, PerturbationSet]:
+        """A box of relative size ``ratio`` around the attack's content, at the attack's position."""
+        if not 0 <= ratio <= 1:
+            raise SpecError(f"ratio (lambda) must lie in [0, 1], got {ratio!r}")
+        corner = self._best_corner(x, (variable - x).square().sum(1))
+        square = self._square(x, corner)
+        lowest, highest = self.domain
+        radius = ratio * (highest - lowest) / 2
+        centre = torch.where(square, variable.clamp(lowest + radius, highest - radius), x)
+        ends = torch.where(square, centre - radius, x), torch.where(square, centre + radius, x)
+        return centre, PerturbationLpBall(float("inf"), radius, ends)
+
+    def __repr__(self) -> str:
+        where = "" if self.block is None else f", block={self.block.tolist()}"
+        return f"PerturbationPatch({self.height}, {self.width}{where})"
+
+
+class PerturbationL0(PerturbationSet):
+    """All images that differ from x in at most ``pixels`` pixels (all channels of each), free in the domain.
+
+    Args:
+        pixels: at least 0. domain: (lowest, highest) pixel value.
+
+    Raises:
+        SpecError: a negative or fractional count, an empty domain.
+    """
+
+    def __init__(self, pixels: int, domain: tuple[float, float] = (0.0, 1.0)) -> None:
+        super().__init__()
+        if pixels < 0 or int(pixels) != pixels:
+            raise SpecError(f"pixels must be a whole number >= 0, got {pixels!r}")
+        if not domain[0] < domain[1]:
+            raise SpecError(f"domain must be (lowest, highest) with lowest < highest, got {domain!r}")
+        self.pixels = int(pixels)
+        self.domain = (float(domain[0]), float(domain[1]))
+        self.name = f"l0_{self.pixels}"
+
+    def _room(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.ndim != 4:
+            raise SpecError(f"an l0 set counts pixels of images (B, C, H, W), got shape {tuple(x.shape)}")
+        if bool((x < self.domain[0] - DOMAIN_TOLERANCE).any() or (x > self.domain[1] + DOMAIN_TOLERANCE).any()):
+            raise SpecError(f"x has values outside domain {self.domain}; make normalisation a layer of the net")
+        if self.pixels == 0:
+            return torch.zeros_like(x), torch.zeros_like(x)
+        return (self.domain[0] - x).clamp(max=0), (self.domain[1] - x).clamp(min=0)
+
+    def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        down, up = self._room(x)
+        return x + down, x + up
+
+    def deviation(self, x: Tensor, rows: Rows) -> Tensor:
+        """Exact: the sum of the ``pixels`` smallest of the pixels' own minima."""
+        down, up = (rows.pick(t) for t in self._room(x))
+        gain = pixel_gain(rows.coefficients, down, up, rows.window).flatten(-2)
+        if self.pixels >= gain.shape[-1]:
+            return gain.sum(-1)
+        return gain.topk(self.pixels, dim=-1, largest=False).values.sum(-1)
+
+    def _keep(self, x: Tensor, score: Tensor) -> Tensor:
+        """Mask (B, 1, H, W) of the pixels with the largest ``score`` (B, H, W)."""
+        chosen = torch.zeros_like(score, dtype=torch.bool).flatten(1)
+        best = score.flatten(1).topk(min(self.pixels, chosen.shape[1]), dim=1).indices
+        return chosen.scatter(1, best, True).view_as(score).unsqueeze(1)
+
+    def project(self, x: Tensor, point: Tensor) -> Tensor:
+        """Keep the largest changes, clipped to the domain; undo the rest."""
+        clipped = point.clamp(*self.domain)
+        return torch.where(self._keep(x, (clipped - x).square().sum(1)), clipped, x)
+
+    def random_start(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        chosen = self._keep(x, torch.rand(x[:, 0].shape, generator=generator, dtype=x.dtype, device=x.device))
+        content = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device).round()
+        return torch.where(chosen, self.domain[0] + (self.domain[1] - self.domain[0]) * content, x)
+
+    def ascend(self, x: Tensor, variable: Tensor, gradient: Tensor, step: float) -> Tensor:
+        """The pixels that promise most go to the domain's end that the gradient points at."""
+        end = torch.where(gradient > 0, self.domain[1], self.domain[0]).to(x)
+        gain = (gradient * (end - x)).sum(1)
+        return torch.where(self._keep(x, gain), end, x)
+
+    def scaled(self, factor: float) -> PerturbationL0:
+        return PerturbationL0(max(0, -int(-self.pixels * factor // 1)), self.domain)
+
+    def small_region(self, x: Tensor, variable: Tensor, ratio: float) -> tuple[Tensor, PerturbationSet]:
+        """A box of relative size ``ratio`` around the attack's content, at the attack's pixels."""
+        if not 0 <= ratio <= 1:
+            raise SpecError(f"ratio (lambda) must lie in [0, 1], got {ratio!r}")
+        chosen = self._keep(x, (variable - x).square().sum(1))
+        lowest, highest = self.domain
+        radius = ratio * (highest - lowest) / 2
+        centre = torch.where(chosen, variable.clamp(lowest + radius, highest - radius), x)
+        ends = torch.where(chosen, centre - radius, x), torch.where(chosen, centre + radius, x)
+        return centre, PerturbationLpBall(float("inf"), radius, ends)
+
+    def __repr__(self) -> str:
+        return f"PerturbationL0({self.pixels})"

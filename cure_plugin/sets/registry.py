@@ -1,0 +1,89 @@
+"""Sets by name: the package's own, and those that other packages register."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+
+from cure_plugin.errors import SpecError
+from cure_plugin.sets.base import PerturbationSet
+
+ENTRY_POINT_GROUP = "cure_plugin.perturbations"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A registered kind of set.
+
+    Attributes:
+        name: what stands before the ``=`` in a spec, e.g. ``linf`` in ``linf=8/255``.
+        build: makes a set from what stands behind it.
+        parameters: what that is, with units, for people.
+    """
+
+    name: str
+    build: Callable[[str], PerturbationSet]
+    parameters: str
+
+
+_KINDS: dict[str, Kind] = {}
+
+
+def register_perturbation(
+    name: str, parameters: str = ""
+) -> Callable[[Callable[[str], PerturbationSet]], Callable[[str], PerturbationSet]]:
+    """Decorator: register a function (or class) that builds a set from the text behind ``name=``.
+
+    A package makes its sets known without being imported first by naming the function's module in the
+    entry-point group ``cure_plugin.perturbations``.
+
+    Args:
+        name: letters, digits, ``_`` and ``-``.
+        parameters: what the text means, with units, shown by ``cure sets``.
+
+    Raises:
+        SpecError: a malformed name, or one that is taken.
+
+    >>> @register_perturbation("doctest-ball", "radius")
+    ... def build(text):
+    ...     from cure_plugin import PerturbationLpBall
+    ...     return PerturbationLpBall(2, float(text))
+    >>> registered("doctest-ball").build("0.5")
+    PerturbationLpBall(norm=2, eps=0.5, domain=(0.0, 1.0))
+    """
+    if not name or not name.replace("_", "").replace("-", "").isalnum():
+        raise SpecError(f"a set's name is made of letters, digits, _ and -, got {name!r}")
+
+    def add(build: Callable[[str], PerturbationSet]) -> Callable[[str], PerturbationSet]:
+        if name in _KINDS and _KINDS[name].build is not build:
+            raise SpecError(f"a set named {name!r} is registered already; choose another name")
+        _KINDS[name] = Kind(name, build, parameters)
+        return build
+
+    return add
+
+
+def kinds() -> dict[str, Kind]:
+    """All registered kinds by name, those of installed packages included."""
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name not in _KINDS:
+            entry.load()  # importing the module registers its sets
+    return dict(sorted(_KINDS.items()))
+
+
+def registered(name: str) -> Kind:
+    """The kind of that name.
+
+    Raises:
+        SpecError: no such kind; the nearest name is offered.
+    """
+    if name in _KINDS:
+        return _KINDS[name]
+    known = kinds()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise SpecError(f"unknown set {name!r}; {hint}known: {', '.join(known)}")
+    return known[name]

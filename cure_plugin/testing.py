@@ -1,0 +1,132 @@
+"""A base test case that any perturbation set, ours or a third party's, inherits (needs pytest only to run)."""
+
+from __future__ import annotations
+
+import pickle
+
+import torch
+from auto_LiRPA import BoundedTensor
+from torch import Tensor, nn
+
+from cure_plugin.attacks import pgd
+from cure_plugin.bounds.module import bounded_module, default_dtype
+from cure_plugin.sets import PerturbationSet
+from cure_plugin.sets.rows import rows_of_matrix
+
+
+class PerturbationTestCase:
+    """Subclass it, say what to test in :meth:`make`, and run pytest.
+
+    >>> class TestMine(PerturbationTestCase):
+    ...     def make(self):
+    ...         from cure_plugin import PerturbationLpBall
+    ...         return PerturbationLpBall(2, 0.5)
+    >>> TestMine().test_contains_the_clean_point()
+    """
+
+    methods: tuple[str, ...] = ("IBP", "CROWN-IBP", "CROWN")
+    samples: int = 600
+    tolerance: float = 1e-5
+
+    def make(self) -> PerturbationSet:
+        """The set to test; a new object each time."""
+        raise NotImplementedError
+
+    def images(self) -> Tensor:
+        """Inputs (B, C, H, W) that the set accepts, some pixels at the ends of [0, 1]."""
+        x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        return torch.where(x < 0.3, 0.0, torch.where(x > 0.8, 1.0, x))
+
+    def net(self) -> nn.Sequential:
+        """A small classifier of those inputs, in eval mode."""
+        torch.manual_seed(0)
+        channels = self.images().shape[1]
+        flat = 4 * ((self.images().shape[2] + 1) // 2) * ((self.images().shape[3] + 1) // 2)
+        front = [nn.Conv2d(channels, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()]
+        return nn.Sequential(*front, nn.Flatten(), nn.Linear(flat, 10), nn.ReLU(), nn.Linear(10, 3)).eval()
+
+    def bounds(self, x: Tensor, method: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Bounds of :meth:`net` over the set around ``x`` by stock auto_LiRPA."""
+        bounded = bounded_module(self.net().to(dtype), tuple(x.shape[1:]))
+        with default_dtype(dtype):
+            lower, upper = bounded.compute_bounds(x=(BoundedTensor(x.to(dtype), self.make()),), method=method)
+        return lower.detach(), upper.detach()
+
+    # -- the checks ----------------------------------------------------------------------------
+
+    def test_contains_the_clean_point(self) -> None:
+        x = self.images()
+        assert bool(self.make().contains(x, x).all())
+        lower, upper = self.make().box(x)
+        assert bool(((lower <= x + self.tolerance) & (x - self.tolerance <= upper)).all())
+
+    def test_samples_are_members_inside_the_box(self) -> None:
+        x, perturbation = self.images(), self.make()
+        lower, upper = perturbation.box(x)
+        for _ in range(20):
+            point = perturbation.sample(x)
+            assert bool(perturbation.contains(x, point, 10 * self.tolerance).all())
+            assert bool(((point >= lower - self.tolerance) & (point <= upper + self.tolerance)).all())
+
+    def test_attacks_stay_inside(self) -> None:
+        x, perturbation = self.images(), self.make()
+        y = torch.zeros(len(x), dtype=torch.long)
+        assert bool(perturbation.contains(x, pgd(self.net(), x, y, perturbation), 10 * self.tolerance).all())
+
+    def test_no_linear_function_falls_below_its_minimum(self) -> None:
+        x, perturbation = self.images(), self.make()
+        rows = rows_of_matrix(torch.randn(len(x), 5, x[0].numel()), tuple(x.shape[1:]))
+        deviation = perturbation.deviation(x, rows)
+        for _ in range(100):
+            offset = (perturbation.sample(x) - x).flatten(1).unsqueeze(2)
+            assert bool((rows.coefficients @ offset >= deviation.unsqueeze(2) - 10 * self.tolerance).all())
+
+    def test_no_point_crosses_a_bound(self) -> None:
+        x, perturbation, net = self.images(), self.make(), self.net()
+        for method in self.methods:
+            lower, upper = self.bounds(x, method)
+            points = [perturbation.sample(x) for _ in range(self.samples // len(x))]
+            for j in range(3):
+                y = torch.full((len(x),), j)
+                points.append(pgd(net, x, y, perturbation, 20))
+                points.append(pgd(net, x, y, perturbation, 20, lambda z, label: z.gather(1, label[:, None])[:, 0]))
+            for point in points:
+                output = net(point)
+                assert bool(((output >= lower - self.tolerance) & (output <= upper + self.tolerance)).all()), method
+
+    def test_smaller_sets_have_tighter_bounds(self) -> None:
+        x = self.images()
+        rows = rows_of_matrix(torch.randn(len(x), 5, x[0].numel()), tuple(x.shape[1:]))
+        whole, half = (self.make().scaled(factor).deviation(x, rows) for factor in (1.0, 0.5))
+        assert bool((half >= whole - self.tolerance).all())
+
+    def test_samples_of_a_batch_do_not_mix(self) -> None:
+        x = self.images()
+        lower, _ = self.bounds(x, "IBP")
+        for i in range(len(x)):
+            alone, _ = self.bounds(x[i : i + 1], "IBP")
+            assert torch.allclose(alone, lower[i : i + 1], atol=1e-4)
+
+    def test_pickles(self) -> None:
+        perturbation = self.make()
+        assert repr(pickle.loads(pickle.dumps(perturbation))) == repr(perturbation)
+
+    def test_works_in_float64(self) -> None:
+        x = self.images()
+        single, double = self.bounds(x, "CROWN-IBP"), self.bounds(x, "CROWN-IBP", torch.float64)
+        assert double[0].dtype == torch.float64
+        assert torch.allclose(single[0].double(), double[0], atol=1e-3)
+
+    def test_parts_and_splits_lie_inside(self) -> None:
+        x, perturbation = self.images(), self.make()
+        for piece in (*perturbation.parts(), *perturbation.split()):
+            for _ in range(5):
+                assert bool(perturbation.contains(x, piece.sample(x), 10 * self.tolerance).all())
+
+    def test_small_regions_lie_inside(self) -> None:
+        x = self.images()
+        for part in self.make().parts():
+            centre, region = part.small_region(x, part.random_start(x), 0.3)
+            for _ in range(5):
+                point = region.sample(centre).clamp(0, 1)  # a region may stick out of the domain, not of the set
+                assert bool(part.contains(x, point, 10 * self.tolerance).all())
