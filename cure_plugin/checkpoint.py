@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch.load raises almost anything on a file that is no checkpoint
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"cannot read checkpoint {path}: {reason}; train again or fetch it anew") from error
     if not isinstance(payload, dict) or payload.get("format") != _FORMAT:
@@ -60,6 +59,6 @@ def net_of(payload: dict[str, Any], source: str) -> tuple[NetSpec, nn.Sequential
         spec = NetSpec(**described)
         net = build_net(spec)
         net.load_state_dict(payload["model"])
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{source} does not hold the net it describes: {str(error).splitlines()[0]}") from error
     return spec, net.eval()

@@ -154,3 +154,22 @@ def test_refusals(net: nn.Module) -> None:
             certifier.decide(x, y.long(), SPECS[0].build())
     with pytest.raises(SpecError, match="NaN"):
         certifier.decide(torch.full((1, 1, 28, 28), float("nan")), torch.zeros(1).long(), SPECS[0].build())
+
+
+def test_resume_tells_domains_and_layers_apart(net: nn.Module, data: ImageData, tmp_path: Path) -> None:
+    few = data.first(4)
+    certifier = Certifier(net, (1, 28, 28), ("IBP",), batch_size=2)
+    certify_dataset(certifier, few, [set_spec("l2=0.1")], tmp_path / "r.jsonl")
+    spec = set_spec({"norm": 2, "eps": "0.1", "domain": None})
+    with pytest.raises(DataError, match="other settings"):
+        certify_dataset(certifier, few, [spec], tmp_path / "r.jsonl")
+    layers = list(net.children())
+    other = nn.Sequential(*layers[:-2], nn.Identity(), layers[-1])
+    again = Certifier(other, (1, 28, 28), ("IBP",), batch_size=2)
+    with pytest.raises(DataError, match="other settings"):
+        certify_dataset(again, few, [set_spec("l2=0.1")], tmp_path / "r.jsonl")
+
+
+def test_labels_must_be_classes(certifier: Certifier) -> None:
+    with pytest.raises(SpecError, match=r"labels lie in 10 \.\. 10, but the net has 10 classes"):
+        certifier.decide(torch.zeros(1, 1, 28, 28), torch.tensor([10]), SPECS[0].build())

@@ -65,6 +65,10 @@ def test_train_again_reuses(trained: Path, capsys: pytest.CaptureFixture[str]) -
         (["export", "MODEL", "--out", "FILE/x"], "cannot write"),
         (["export", "MODEL", "l2=0.1", "--out", "OUT"], "give linf sets"),
         (["report", "MODEL", "--out", "OUT"], "name=checkpoint.pt"),
+        (["certify", "TEXT.pt", "linf=0.1", "--out", "OUT"], "cannot read checkpoint"),
+        (["certify", "MODEL", "linf=1e400", "--out", "OUT"], "number like"),
+        (["train", "demo_cure", "milestones=[1,2", "--out", "OUT"], "'milestones' has the unusable value"),
+        (["train", "demo_cure", "epochs=.inf", "--out", "OUT"], "'epochs' has the unusable value"),
     ],
 )
 def test_faults_are_one_line_and_exit_2(
@@ -74,9 +78,11 @@ def test_faults_are_one_line_and_exit_2(
     (tmp_path / "corrupt.onnx").write_bytes(b"not a model")
     (tmp_path / "truncated.pt").write_bytes(model.read_bytes()[:500])
     export_onnx(small_net("plain"), (1, 8, 8), tmp_path / "small.onnx")
+    (tmp_path / "text.pt").write_text("hello\n")
     (tmp_path / "file").write_text("")
     places = {
         "MODEL": str(model),
+        "TEXT.pt": str(tmp_path / "text.pt"),
         "SMALL.onnx": str(tmp_path / "small.onnx"),
         "CORRUPT.onnx": str(tmp_path / "corrupt.onnx"),
         "TRUNCATED.pt": str(tmp_path / "truncated.pt"),
@@ -91,6 +97,12 @@ def test_faults_are_one_line_and_exit_2(
     assert len([line for line in error if line.startswith("cure: ")]) == 1
     assert message in error[-1]
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_sets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sets"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("linf", "l2", "l1", "patch", "l0", "5x5"))
 
 
 def test_unknown_commands_exit_2(capsys: pytest.CaptureFixture[str]) -> None:

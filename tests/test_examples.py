@@ -6,6 +6,9 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+from cure_plugin import PerturbationSet
+from cure_plugin.testing import PerturbationTestCase
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -32,3 +35,37 @@ def test_simple_verification_differs_from_a_stock_script_in_the_perturbation_onl
 def test_own_training_loop_learns() -> None:
     losses = load("own_training_loop").main()
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_a_set_of_your_own_registers_trains_and_certifies() -> None:
+    from cure_plugin.certification import Certifier
+    from cure_plugin.datasets import load_data
+    from cure_plugin.sets import kinds, set_spec
+    from cure_plugin.training import Trainer, load_recipe
+
+    load("stripes")
+    assert "stripe" in kinds()
+    data = load_data("mnist-slice", True).first(1500)
+    overrides = {
+        "sets": [{"set": "stripe=1", "ratio": 0.5}],
+        "epochs": 4,
+        "ramp_epochs": 1,
+        "attack_steps": 2,
+        "batch_size": 50,
+        "regularizer": 0,
+        "milestones": [],
+    }
+    trainer = Trainer(load_recipe("demo_linf", overrides), data)
+    net = trainer.run()
+    test = load_data("mnist-slice", False).first(20)
+    x, y = test.batch(slice(0, 20))
+    verdicts, _ = Certifier(net, test.shape, ("IBP", "CROWN-IBP", "CROWN")).decide(x, y, set_spec("stripe=1").build())
+    assert any(verdict.status == "proved" for verdict in verdicts)
+
+
+class TestStripe(PerturbationTestCase):
+    def make(self) -> PerturbationSet:
+        return load("stripes").PerturbationStripe(2)
+
+    def test_pickles(self) -> None:
+        """An example loaded by path is no importable module; packages are."""

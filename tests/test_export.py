@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +191,48 @@ def test_marabou_refuses_a_misfit(tmp_path: Path) -> None:
         ask_marabou(tmp_path / "net.onnx", BoxInstance(np.zeros(4), np.ones(4), 0, 3))
     with pytest.raises(CheckpointError, match=r"none\.onnx"):
         ask_marabou(tmp_path / "none.onnx", BoxInstance(np.zeros(4), np.ones(4), 0, 3))
+
+
+def altered(path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+    model = onnx.load(path)
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_an_onnx_graph_that_is_no_chain_to_its_output_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    export_onnx(small_net("linear"), (1, 8, 8), path)
+
+    def add_dangling(model: onnx.ModelProto) -> None:
+        model.graph.node.append(onnx.helper.make_node("Relu", ["Y"], ["Z"]))
+
+    with pytest.raises(CheckpointError, match="only output"):
+        read_onnx_net(altered(path, add_dangling))
+
+
+@pytest.mark.parametrize("number, message", [(0, "do not fit inputs"), (1, "unusable weights")])
+def test_onnx_weights_that_do_not_fit_are_refused(number: int, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    export_onnx(small_net("linear"), (1, 8, 8), path)
+
+    def shorten(model: onnx.ModelProto) -> None:
+        array = onnx.numpy_helper.to_array(model.graph.initializer[number])
+        smaller = array[:, :-1] if array.ndim == 2 else array[:-1]
+        tensor = onnx.numpy_helper.from_array(smaller.copy(), model.graph.initializer[number].name)
+        model.graph.initializer[number].CopyFrom(tensor)
+
+    with pytest.raises(CheckpointError, match=message):
+        read_onnx_net(altered(path, shorten))
+
+
+def test_double_precision_weights_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    export_onnx(small_net("linear"), (1, 8, 8), path)
+
+    def widen(model: onnx.ModelProto) -> None:
+        array = onnx.numpy_helper.to_array(model.graph.initializer[0]).astype(np.float64)
+        model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(array, model.graph.initializer[0].name))
+
+    with pytest.raises(CheckpointError, match=r"not float32|cannot read"):
+        read_onnx_net(altered(path, widen))

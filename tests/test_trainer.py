@@ -167,3 +167,29 @@ def test_missing_recipe_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "y.yaml").write_text("a: [")
     with pytest.raises(SpecError, match="is no YAML"):
         load_recipe(str(tmp_path / "y.yaml"))
+
+
+@pytest.mark.parametrize("strategy", ["random", "max"])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_last_batch_of_one_is_survived(strategy: str, batch_norm: bool) -> None:
+    sets = (("linf=0.05", 0.4), ("l2=0.2", 1.0), ("l1=0.5", 1.0))
+    recipe = replace(
+        RECIPE,
+        sets=sets,
+        strategy=strategy,
+        batch_norm=batch_norm,
+        alignment=0.0,
+        epochs=2,
+        ramp_epochs=0,
+        batch_size=20,
+    )
+    trainer = Trainer(recipe, load_data("mnist-slice", True).first(41))
+    trainer.run()
+    assert all(torch.isfinite(torch.tensor(entry["loss"])) for entry in trainer.history)
+
+
+def test_certified_epochs_move_the_running_statistics(data: ImageData) -> None:
+    trainer = Trainer(replace(RECIPE, batch_norm=True, natural_epochs=0, gradient_projection=0.0, epochs=1), data)
+    before = trainer.net[1].running_mean.clone()  # type: ignore[union-attr,operator]
+    trainer.run()
+    assert not torch.equal(before, trainer.net[1].running_mean)  # type: ignore[arg-type]

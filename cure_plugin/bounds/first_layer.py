@@ -128,6 +128,8 @@ def _through_channel_scaling(node: Any) -> _Scaled | None:
     bias = _constant(node.inputs[2]) if node.has_bias else None
     if source is None or weight is None or weight.shape[0] != weight.shape[1] or weight[0, 0].numel() != 1:
         return None
+    if weight.ndim != 4 or source.value.shape != source.clean.shape:
+        return None
     diagonal = weight[:, :, 0, 0].diagonal()
     if (tuple(node.stride), tuple(node.padding)) != ((1, 1), (0, 0)) or source.value.ndim != 4:
         return None
@@ -163,6 +165,8 @@ def _first_layer(node: Any) -> tuple[_Scaled, Tensor, Rows] | None:
             rows_of_linear(weight * scale, tuple(source.clean.shape[1:])),
         )
     if weight is None or weight.ndim != 4 or node.groups != 1 or source.scale[0, 0].numel() != 1:
+        return None
+    if source.value.shape != source.clean.shape:  # reshaped before: a window is no window of the input
         return None
     stride, padding, dilation = _pair(node.stride), _pair(node.padding), _pair(node.dilation)
     clean_output = F.conv2d(source.value, weight, bias, stride, padding, dilation)

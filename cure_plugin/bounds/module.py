@@ -32,12 +32,21 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def bounded_module(
     model: nn.Module, input_shape: tuple[int, ...], options: dict[str, Any] | None = None
 ) -> BoundedModule:
-    """Wrap ``model`` (its parameters are shared) for inputs of shape (B, *input_shape).
+    """Wrap ``model`` (its parameters and buffers are shared) for inputs of shape (B, *input_shape).
 
     Args:
         options: auto_LiRPA's ``bound_opts`` on top of :data:`BOUND_OPTIONS`.
     """
     reference = next(model.parameters())
+    chosen = {**BOUND_OPTIONS, **(options or {})}
+    if any(isinstance(module, nn.Conv2d) and module.groups != 1 for module in model.modules()):
+        chosen["conv_mode"] = "matrix"  # patches mode bounds grouped convolutions wrongly, in both versions
     example = torch.zeros(1, *input_shape, dtype=reference.dtype, device=reference.device)
     with evaluation_mode(model):  # tracing must neither change running statistics nor refuse a batch of one
-        return BoundedModule(model, example, bound_opts={**BOUND_OPTIONS, **(options or {})}, device=reference.device)
+        bounded = BoundedModule(model, example, bound_opts=chosen, device=reference.device)
+    # auto_LiRPA shares parameters with the model but copies buffers: running statistics would go stale
+    buffers = dict(model.named_buffers())
+    for node in bounded.modules():
+        if type(node).__name__ == "BoundBuffers" and node.ori_name in buffers:
+            node.buffer = buffers[node.ori_name]
+    return bounded

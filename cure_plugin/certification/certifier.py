@@ -72,7 +72,12 @@ class Certifier:
         for method in methods:
             if method not in METHODS:
                 raise SpecError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
-        for name, value in (("attack_steps", attack_steps), ("restarts", restarts), ("batch_size", batch_size)):
+        for name, value in (
+            ("attack_steps", attack_steps),
+            ("restarts", restarts),
+            ("alpha_iterations", alpha_iterations),
+            ("batch_size", batch_size),
+        ):
             if value < 1:
                 raise SpecError(f"{name} must be at least 1, got {value!r}")
         self.net = net.eval()
@@ -136,6 +141,9 @@ class Certifier:
                 f"x must be (B, {', '.join(map(str, self.input_shape))}) and y (B,), "
                 f"got {tuple(x.shape)} and {tuple(y.shape)}"
             )
+        classes = int(self._bounded.final_shape[-1])
+        if classes < 2 or bool((y < 0).any() or (y >= classes).any()):
+            raise SpecError(f"labels lie in {int(y.min())} .. {int(y.max())}, but the net has {classes} classes")
 
     def _attack(
         self,

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import auto_LiRPA
 import torch
 from tqdm import tqdm
 
@@ -54,7 +55,8 @@ def certify_dataset(
     settings = {
         "net": _fingerprint(certifier),
         "images": hashlib.sha256(data.images.numpy().tobytes() + data.labels.numpy().tobytes()).hexdigest(),
-        "sets": [str(spec) for spec in sets],
+        "sets": [repr(spec) for spec in sets],
+        "auto_LiRPA": auto_LiRPA.__version__,
         "methods": list(certifier.methods),
         "attack": [certifier.attack_steps, certifier.restarts],
         "alpha_iterations": certifier.alpha_iterations,
@@ -110,8 +112,8 @@ def _certify_batch(
 
 
 def _fingerprint(certifier: Certifier) -> str:
-    """A hash of the net's weights."""
-    digest = hashlib.sha256()
+    """A hash of the net's layers and weights."""
+    digest = hashlib.sha256(repr(certifier.net).encode())
     for name, value in certifier.net.state_dict().items():
         digest.update(name.encode() + value.cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -126,11 +128,12 @@ def _load(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        if json.loads(_settings_path(path).read_text()) != settings:
-            raise DataError(f"{path} holds results of other settings, net or data; delete it or choose another output")
+        found = json.loads(_settings_path(path).read_text())
         lines = path.read_text().splitlines()
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} has no readable {_settings_path(path).name}: {error}; delete both") from error
+    if found != settings:
+        raise DataError(f"{path} holds results of other settings, net or data; delete it or choose another output")
     records = []
     for number, line in enumerate(lines):
         try:

@@ -1,4 +1,4 @@
-"""``cure train | certify | export | report | demo``: arguments, progress, exit codes (0 done, 2 bad input)."""
+"""``cure train | certify | export | report | sets | demo``: arguments, progress, exit codes (0 done, 2 bad input)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cure_plugin.export.replay import parity
 from cure_plugin.export.vnnlib import box_instance
 from cure_plugin.files import write_text
 from cure_plugin.report import text_table, write_report
-from cure_plugin.sets import set_spec
+from cure_plugin.sets import kinds, set_spec
 from cure_plugin.training import Trainer, load_recipe
 from cure_plugin.training.recipe import shipped_recipes
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cure: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("cure: interrupted; the same command resumes where it stopped", file=sys.stderr)
+        print("cure: interrupted; train, certify, report and demo resume where they stopped", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -83,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, required=True, help="folder for report.html and results")
     _add_data(report)
     report.set_defaults(run=_report)
+
+    sets = commands.add_parser("sets", help="list the known perturbation sets and their parameters")
+    sets.set_defaults(run=_sets)
 
     demo = commands.add_parser("demo", help="the whole way on shipped data: train, certify, export, report")
     demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder; an earlier run there is reused")
@@ -158,6 +161,8 @@ def _report(options: argparse.Namespace) -> None:
         name, separator, path = text.partition("=")
         if not separator:
             raise SpecError(f"a net is written name=checkpoint.pt, got {text!r}")
+        if name in summaries:
+            raise SpecError(f"two nets are named {name!r}; give each a name of its own")
         net, shape = _load_model(Path(path))
         results = options.out / f"{name}.jsonl"
         _make_folder(options.out)
@@ -166,6 +171,11 @@ def _report(options: argparse.Namespace) -> None:
     write_report(options.out / "report.html", "Certified accuracy", summaries, CURVE_FACTORS, curves, {})
     print(text_table(summaries))
     print(f"report: {options.out / 'report.html'}")
+
+
+def _sets(options: argparse.Namespace) -> None:
+    for kind in kinds().values():
+        print(f"{kind.name:<8} {kind.parameters}")
 
 
 def _make_folder(path: Path) -> None:

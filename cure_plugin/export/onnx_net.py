@@ -168,6 +168,9 @@ def read_onnx_net(path: str | Path) -> tuple[nn.Sequential, tuple[int, ...]]:
     except (OSError, DecodeError, onnx.checker.ValidationError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"cannot read ONNX file {path}: {reason}; export it again") from error
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            raise CheckpointError(f"{path}: weight {tensor.name} is not float32; export the net in float32")
     weights = {t.name: torch.from_numpy(np.array(numpy_helper.to_array(t))) for t in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     if len(inputs) != 1:
@@ -182,9 +185,22 @@ def read_onnx_net(path: str | Path) -> tuple[nn.Sequential, tuple[int, ...]]:
                 f"{', '.join(_READERS)} with stored weights"
             )
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        layers.append(_READERS[node.op_type](attributes, [weights[name] for name in node.input[1:]]))
+        try:
+            layers.append(_READERS[node.op_type](attributes, [weights[name] for name in node.input[1:]]))
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise CheckpointError(f"{path}: node {node.name or node.op_type} has unusable weights: {error}") from error
         current = node.output[0]
-    return nn.Sequential(*layers).eval(), shape[1:]
+    if [value.name for value in model.graph.output] != [current]:
+        raise CheckpointError(f"{path}: the last node must be the only output")
+    net = nn.Sequential(*layers).eval()
+    try:
+        next(net.parameters())
+        with torch.no_grad():
+            net(torch.zeros(1, *shape[1:]))
+    except (RuntimeError, StopIteration, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "no weights"
+        raise CheckpointError(f"{path}: its layers do not fit inputs of shape {shape}: {reason}") from error
+    return net, shape[1:]
 
 
 def _read_conv(attributes: dict[str, Any], weights: list[Tensor]) -> nn.Module:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -90,9 +91,17 @@ class PerturbationSet(PerturbationLpNorm, ABC):
         """Whether :meth:`small_region` of that relative size depends on the attack at all."""
         return True
 
-    def split(self) -> tuple[PerturbationSet, ...]:
-        """Smaller sets that together cover this one, for branch and bound; empty if it cannot be split."""
+    def split(self, x: Tensor) -> tuple[PerturbationSet, ...]:
+        """Smaller sets that together cover this one around the image ``x`` (1, *input); empty if there are none."""
         return ()
+
+    def stack(self, others: Sequence[PerturbationSet]) -> PerturbationSet:
+        """One set whose b-th sample is perturbed by ``others[b]``, all of this kind (pieces of a split).
+
+        Raises:
+            SpecError: sets of this kind cannot be told apart per sample.
+        """
+        raise SpecError(f"{type(self).__name__} cannot be stacked per sample; bound the sets one by one")
 
     def contains(self, x: Tensor, point: Tensor, tolerance: float = 1e-6) -> Tensor:
         """Whether each ``point`` lies in the set around ``x``, up to ``tolerance`` per coordinate; (B,) bool."""

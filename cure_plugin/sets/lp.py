@@ -45,7 +45,7 @@ class PerturbationLpBall(PerturbationSet):
             raise SpecError(f"norm must be 1, 2 or inf, got {norm!r}")
         self.p = float(norm)
         self.name = "linf" if self.p == math.inf else f"l{int(self.p)}"
-        if domain is not None and not bool(torch.as_tensor(domain[0] <= domain[1]).all()):
+        if domain is not None and not _is_interval(domain):
             raise SpecError(f"domain must be (lowest, highest) with lowest <= highest, got {domain!r}")
         self.domain = domain
         self.set_eps(eps)
@@ -56,6 +56,8 @@ class PerturbationLpBall(PerturbationSet):
         Raises:
             SpecError: negative or non-finite, or a tensor that is not (B,).
         """
+        if not isinstance(eps, int | float | Tensor):
+            raise SpecError(f"eps must be a number or a tensor (B,), got {eps!r}")
         radius = torch.as_tensor(eps, dtype=torch.get_default_dtype() if not isinstance(eps, Tensor) else None)
         if radius.ndim > 1:
             raise SpecError(f"eps must be a number or one number per sample (B,), got shape {tuple(radius.shape)}")
@@ -219,6 +221,13 @@ class PerturbationLpBall(PerturbationSet):
     def __repr__(self) -> str:
         p = "inf" if self.p == math.inf else int(self.p)
         return f"PerturbationLpBall(norm={p}, eps={self.eps}, domain={_shown(self.domain)})"
+
+
+def _is_interval(domain: Domain) -> bool:
+    """Whether ``domain`` is a pair of numbers or tensors, the first nowhere above the second."""
+    if len(domain) != 2 or not all(isinstance(end, int | float | Tensor) for end in domain):
+        return False
+    return bool(torch.as_tensor(domain[0] <= domain[1]).all())
 
 
 def _shown(domain: Domain | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -149,11 +151,15 @@ class PerturbationPatch(PerturbationSet):
         height, width = (max(1, -int(-side * factor // 1)) for side in (self.height, self.width))
         return PerturbationPatch(height, width, self.block, self.domain)
 
-    def split(self) -> tuple[PerturbationSet, ...]:
-        """The block halved across its longer side; empty for a single position, per-sample or unknown blocks."""
-        if self.block is None or self.block.ndim != 1:
-            return ()
-        r0, r1, c0, c1 = (int(end) for end in self.block)
+    def split(self, x: Tensor) -> tuple[PerturbationSet, ...]:
+        """The block halved across its longer side; empty for a single position.
+
+        Raises:
+            SpecError: more than one image; split the sets of a batch one by one.
+        """
+        if x.shape[0] != 1:
+            raise SpecError(f"split works on one image (1, C, H, W), got {tuple(x.shape)}")
+        r0, r1, c0, c1 = (int(end) for end in self.positions(x)[0])
         if r1 == r0 and c1 == c0:
             return ()
         if r1 - r0 >= c1 - c0:
@@ -163,6 +169,14 @@ class PerturbationPatch(PerturbationSet):
             middle = (c0 + c1) // 2
             halves = ((r0, r1, c0, middle), (r0, r1, middle + 1, c1))
         return tuple(PerturbationPatch(self.height, self.width, half, self.domain) for half in halves)
+
+    def stack(self, others: Sequence[PerturbationSet]) -> PerturbationSet:
+        blocks = []
+        for other in others:
+            if not isinstance(other, PerturbationPatch) or other.block is None or other.block.ndim != 1:
+                raise SpecError("only patches with a block of positions each can be stacked; split them first")
+            blocks.append(other.block)
+        return PerturbationPatch(self.height, self.width, torch.stack(blocks), self.domain)
 
     def small_region(self, x: Tensor, variable: Tensor, ratio: float) -> tuple[Tensor, PerturbationSet]:
         """A box of relative size ``ratio`` around the attack's content, at the attack's position."""

@@ -57,12 +57,17 @@ def register_perturbation(
         raise SpecError(f"a set's name is made of letters, digits, _ and -, got {name!r}")
 
     def add(build: Callable[[str], PerturbationSet]) -> Callable[[str], PerturbationSet]:
-        if name in _KINDS and _KINDS[name].build is not build:
+        if name in _KINDS and _origin(_KINDS[name].build) != _origin(build):
             raise SpecError(f"a set named {name!r} is registered already; choose another name")
         _KINDS[name] = Kind(name, build, parameters)
         return build
 
     return add
+
+
+def _origin(build: Callable[[str], PerturbationSet]) -> tuple[str, str]:
+    """Where a builder was defined: running the same definition again (reload, notebook) replaces it."""
+    return build.__module__, getattr(build, "__qualname__", repr(build))
 
 
 def kinds() -> dict[str, Kind]:

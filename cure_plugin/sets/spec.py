@@ -27,7 +27,7 @@ def parse_number(value: str | float, argument: str) -> float:
     """
     try:
         number = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
-    except (ValueError, ZeroDivisionError, TypeError) as error:
+    except (ValueError, ZeroDivisionError, TypeError, OverflowError) as error:
         raise SpecError(f"{argument} must be a number like 0.1 or 8/255, got {value!r}") from error
     if not math.isfinite(number):
         raise SpecError(f"{argument} must be finite, got {value!r}")

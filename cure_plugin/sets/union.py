@@ -68,7 +68,7 @@ class PerturbationUnion(PerturbationSet):
     def parts(self) -> tuple[PerturbationSet, ...]:
         return tuple(part for member in self.members for part in member.parts())
 
-    def split(self) -> tuple[PerturbationSet, ...]:
+    def split(self, x: Tensor) -> tuple[PerturbationSet, ...]:
         return self.members
 
     def scaled(self, factor: float) -> PerturbationUnion:

@@ -83,8 +83,8 @@ class CureObjective:
             raise SpecError(f"sets must be at least one, each with a name of its own; got {list(self.names)}")
         if self.strategy not in STRATEGIES:
             raise SpecError(f"unknown strategy {self.strategy!r}; known: {', '.join(STRATEGIES)}")
-        if self.weights and len(self.weights) != len(self.sets):
-            raise SpecError(f"weights must be one per set ({len(self.sets)}), got {list(self.weights)}")
+        if self.weights and (len(self.weights) != len(self.sets) or min(self.weights) < 0):
+            raise SpecError(f"weights must be one number >= 0 per set ({len(self.sets)}), got {list(self.weights)}")
         if self.align_from not in ("weaker", "both", *self.names):
             raise SpecError(f"align_from must be weaker, both or one of {list(self.names)}, got {self.align_from!r}")
         if self.alignment < 0 or (self.alignment > 0 and len(self.sets) < 2):
@@ -116,6 +116,8 @@ class CureObjective:
         vectors, losses = [], []
         penalty = x.new_zeros(())
         for index, (training_set, part) in enumerate(zip(self.sets, parts, strict=True)):
+            if len(part) == 0:
+                continue  # a batch smaller than the number of sets
             chosen = part.to(x.device)
             margins, width = self._margins(bounded, model, x[chosen], y[chosen], training_set, scale, generator)
             if index == 0 and self.regularizer > 0 and scale < 1:
@@ -124,7 +126,8 @@ class CureObjective:
             losses.append(robust_cross_entropy(margins))
         aligned = self._alignment(vectors)
         figures = {"alignment": float(aligned.detach()), "regularizer": float(penalty.detach())}
-        for name, vector, loss in zip(self.names, vectors, losses, strict=True):
+        shown = [name for name, part in zip(self.names, parts, strict=True) if len(part)]
+        for name, vector, loss in zip(shown, vectors, losses, strict=True):
             figures[f"loss.{name}"] = float(loss.detach().mean())
             figures[f"region_certified.{name}"] = float((vector.detach()[:, 1:] < 0).all(1).float().mean())
         return Outcome(self._combine(losses) + self.alignment * aligned + penalty, figures)
@@ -153,6 +156,7 @@ class CureObjective:
         else:
             variable = perturbation.random_start(x, generator)
         centre, region = perturbation.small_region(x, variable, training_set.ratio)
+        bounded.train(model.training)
         if model.training and any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in model.modules()):
             bounded(centre)  # auto_LiRPA's interval uses the batch statistics of the last forward pass
         margins = lower_margins(bounded, centre, y, region, "IBP")

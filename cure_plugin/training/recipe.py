@@ -113,9 +113,9 @@ def recipe_from_mapping(values: Mapping[str, Any]) -> Recipe:
 
 def _convert(key: str, kind: str, value: Any) -> Any:
     """``value`` as the field's type, so that ``key=value`` text and YAML mean the same."""
-    if isinstance(value, str) and kind not in ("str",):
-        value = yaml.safe_load(value)
     try:
+        if isinstance(value, str) and kind != "str":
+            value = yaml.safe_load(value)
         if key == "sets":
             return tuple((str(entry["set"]), float(entry["ratio"])) for entry in value)
         if kind == "bool":
@@ -131,8 +131,9 @@ def _convert(key: str, kind: str, value: Any) -> Any:
         if kind.startswith("tuple"):
             return tuple(int(v) if "int" in kind else float(v) for v in value)
         return str(value)
-    except (TypeError, ValueError, KeyError) as error:
-        raise SpecError(f"recipe key {key!r} has the unusable value {value!r}: {error}") from error
+    except (TypeError, ValueError, KeyError, OverflowError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise SpecError(f"recipe key {key!r} has the unusable value {value!r}: {reason}") from error
 
 
 def shipped_recipes() -> list[str]:
@@ -151,7 +152,7 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
     if path.suffix in (".yaml", ".yml"):
         try:
             text = path.read_text()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise SpecError(f"cannot read recipe {name}: {error}") from error
     elif name in shipped_recipes():
         text = (files("cure_plugin") / "recipes" / f"{name}.yaml").read_text()

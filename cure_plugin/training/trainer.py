@@ -66,7 +66,7 @@ class Trainer:
         Raises:
             OutputError: a checkpoint cannot be written.
         """
-        batches = self._batches_per_epoch()
+        batches = len(self._batches(torch.arange(len(self.data))))
         total = sum(batches * (2 if self._projects(epoch) else 1) for epoch in range(self.recipe.epochs))
         done = sum(batches * (2 if self._projects(epoch) else 1) for epoch in range(self.epochs_done))
         with tqdm(total=total, initial=done, disable=not progress, unit="batch", desc="train") as bar:
@@ -82,8 +82,12 @@ class Trainer:
 
     # -- one epoch -----------------------------------------------------------------------------
 
-    def _batches_per_epoch(self) -> int:
-        return -(-len(self.data) // self.recipe.batch_size)
+    def _batches(self, order: Tensor) -> list[Tensor]:
+        """``order`` cut into batches; a last one too small for BatchNorm in every part joins its predecessor."""
+        batches = list(order.split(self.recipe.batch_size))
+        if len(batches) > 1 and len(batches[-1]) < 2 * len(self.recipe.sets):
+            batches[-2:] = [torch.cat(batches[-2:])]
+        return batches
 
     def _projects(self, epoch: int) -> bool:
         """Whether gradient projection applies: certified epochs after annealing."""
@@ -118,12 +122,12 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = rate
         self.net.train()
-        self.bounded.train()
         totals: dict[str, float] = {}
-        for index, chosen in enumerate(order.split(recipe.batch_size)):
+        batches = self._batches(order)
+        for index, chosen in enumerate(batches):
             x, y = self.data.batch(chosen, self.device)
             if certified:
-                elapsed = epoch - recipe.natural_epochs + index / self._batches_per_epoch()
+                elapsed = epoch - recipe.natural_epochs + index / len(batches)
                 scale = smooth_ramp(elapsed / recipe.ramp_epochs) if recipe.ramp_epochs else 1.0
                 outcome = self.objective(self.bounded, self.net, x, y, scale, attack_generator)
                 loss, figures = outcome.loss, {**outcome.figures, "scale": scale}
