@@ -6,6 +6,7 @@ import_auto_lirpa()
 
 from cure_plugin.bounds.first_layer import install as _install_first_layer_hook  # noqa: E402
 from cure_plugin.sets import (  # noqa: E402
+    PerturbationGeometric,
     PerturbationL0,
     PerturbationLpBall,
     PerturbationPatch,
@@ -20,6 +21,7 @@ _install_first_layer_hook()
 __version__ = "0.1.0"
 
 __all__ = [
+    "PerturbationGeometric",
     "PerturbationL0",
     "PerturbationLpBall",
     "PerturbationPatch",

@@ -6,7 +6,14 @@ import math
 
 import torch
 
-from cure_plugin import PerturbationL0, PerturbationLpBall, PerturbationPatch, PerturbationSet, PerturbationUnion
+from cure_plugin import (
+    PerturbationGeometric,
+    PerturbationL0,
+    PerturbationLpBall,
+    PerturbationPatch,
+    PerturbationSet,
+    PerturbationUnion,
+)
 from cure_plugin.testing import PerturbationTestCase
 
 
@@ -56,6 +63,35 @@ class TestColourPatch(PerturbationTestCase):
 
     def images(self) -> torch.Tensor:
         return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+class GeometricTestCase(PerturbationTestCase):
+    text = ""
+    samples = 150
+    members = 4
+
+    def make(self) -> PerturbationSet:
+        return PerturbationGeometric.parse(self.text)
+
+
+class TestRotation(GeometricTestCase):
+    text = "R(10)"
+
+
+class TestTranslation(GeometricTestCase):
+    text = "T(0.6,0.4)"
+
+
+class TestRotationAndShear(GeometricTestCase):
+    text = "R(2) Sh(2)"
+
+
+class TestScaleRotationContrastBrightness(GeometricTestCase):
+    text = "Sc(1) R(1) C(1) B(0.001)"
+
+
+class TestContrastAndBrightness(GeometricTestCase):
+    text = "C(20) B(0.1)"
 
 
 class TestUnion(PerturbationTestCase):

@@ -1,6 +1,7 @@
 """Perturbation sets for auto_LiRPA's ``BoundedTensor``, and their specs."""
 
 from cure_plugin.sets.base import PerturbationSet
+from cure_plugin.sets.geometric import PerturbationGeometric
 from cure_plugin.sets.lp import PerturbationLpBall
 from cure_plugin.sets.patch import PerturbationL0, PerturbationPatch
 from cure_plugin.sets.registry import kinds, register_perturbation
@@ -18,6 +19,7 @@ from cure_plugin.sets.union import PerturbationUnion
 __all__ = [
     "LpBallSpec",
     "NamedSpec",
+    "PerturbationGeometric",
     "PerturbationL0",
     "PerturbationLpBall",
     "PerturbationPatch",

@@ -11,6 +11,7 @@ from typing import Any
 
 from cure_plugin.errors import SpecError
 from cure_plugin.sets.base import PerturbationSet
+from cure_plugin.sets.geometric import PerturbationGeometric
 from cure_plugin.sets.lp import PerturbationLpBall
 from cure_plugin.sets.patch import PerturbationL0, PerturbationPatch
 from cure_plugin.sets.registry import register_perturbation, registered
@@ -91,7 +92,7 @@ class NamedSpec:
         return registered(self.kind).build(self.parameters)
 
     def __str__(self) -> str:
-        return f"{self.kind}={self.parameters}"
+        return self.parameters if self.kind == "geometric" else f"{self.kind}={self.parameters}"
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def set_spec(value: SetSpec | str | Mapping[str, Any] | Sequence[Any]) -> SetSpe
     """A spec from what YAML or a command line gives.
 
     Accepted: ``"linf=8/255"``, ``"patch=5x5"`` and so on for every registered name (``cure sets`` lists
-    them); ``{"norm": "inf", "eps": "8/255", "domain": [0, 1]}``; ``{"union": [...]}``.
+    them); transformations as in DeepG and CGT, ``"R(10)"``, ``"R(2) Sh(2)"``;
+    ``{"norm": "inf", "eps": "8/255", "domain": [0, 1]}``; ``{"union": [...]}``.
 
     Raises:
         SpecError: anything else.
@@ -147,9 +149,11 @@ def perturbation_from_spec(value: SetSpec | str | Mapping[str, Any]) -> Perturba
 
 
 def _from_text(text: str) -> SetSpec:
+    if "=" not in text and "(" in text:
+        return NamedSpec("geometric", text.strip())
     kind, separator, parameters = (part.strip() for part in text.partition("="))
     if not separator:
-        raise SpecError(f"a set is written name=parameters, e.g. linf=8/255, l2=0.5 or patch=5x5; got {text!r}")
+        raise SpecError(f"a set is written name=parameters, e.g. linf=8/255, l2=0.5, patch=5x5 or R(10); got {text!r}")
     return LpBallSpec(kind, parameters) if kind in _NORMS else NamedSpec(kind, parameters)
 
 
@@ -181,6 +185,14 @@ def _patch(text: str) -> PerturbationSet:
     if sides is None:
         raise SpecError(f"a patch is written HEIGHTxWIDTH, e.g. 5x5, got {text!r}")
     return PerturbationPatch(int(sides[1]), int(sides[2]))
+
+
+@register_perturbation(
+    "geometric",
+    "R degrees, T pixels right and up, Sc Sh C percent, B added, in this order, e.g. R(10) or Sc(1) R(1) T(2,2)",
+)
+def _geometric(text: str) -> PerturbationSet:
+    return PerturbationGeometric.parse(text)
 
 
 @register_perturbation("l0", "number of pixels free in [0, 1], all channels of each, e.g. 3")

@@ -1,0 +1,240 @@
+"""Geometric sets: rotations, translations, scalings, shears, contrast, brightness and their compositions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cure_plugin.errors import SpecError
+from cure_plugin.sets.base import PerturbationSet, check_batch
+from cure_plugin.sets.geometry import interval_hull, linear_planes, parameter_names, parse_transformation, transform
+from cure_plugin.sets.rows import Rows, dot
+
+_HULL_PIECES = {0: 1, 1: 4, 2: 2}
+_PLANE_PIECES = {0: 1, 1: 20, 2: 6}
+"""Sub-intervals per spatial parameter, by the number of spatial parameters (more than two: 2 and 4)."""
+
+_NEWTON_STARTS, _NEWTON_STEPS = 8, 15
+
+_SEARCH_POINTS = 257
+"""Parameter vectors that :meth:`PerturbationGeometric.project` starts its search from."""
+
+
+class PerturbationGeometric(PerturbationSet):
+    """All transformed images whose parameters lie in a box (conventions: :mod:`cure_plugin.sets.geometry`).
+
+    Two relaxations are intersected: the exact interpolation hull as a box of pixels, and linear planes in
+    the parameters. ``concretize`` minimises the planes over the parameter box, so that CROWN sees one to
+    four dimensions instead of every pixel.
+
+    Args:
+        names: elementary transformations in the order they are applied, e.g. ("R", "Sh").
+        lower, upper: ends of each parameter's range in its unit (degrees, pixels, percent, added value):
+            one number per parameter, or tensors (B, D) with a box per sample.
+
+    Raises:
+        SpecError: unknown names, a wrong number of parameters, a reversed or non-finite range.
+
+    >>> PerturbationGeometric.parse("R(10)")
+    PerturbationGeometric(('R',), [-10.0], [10.0])
+    """
+
+    def __init__(self, names: Sequence[str], lower: Sequence[float] | Tensor, upper: Sequence[float] | Tensor) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.lower = torch.as_tensor(lower, dtype=torch.float64)
+        self.upper = torch.as_tensor(upper, dtype=torch.float64)
+        self.parameters = parameter_names(self.names)
+        count = len(self.parameters)
+        if self.lower.shape != self.upper.shape or self.lower.ndim not in (1, 2) or self.lower.shape[-1] != count:
+            raise SpecError(
+                f"{' '.join(self.names)} takes {count} parameters, got ranges of shape "
+                f"{tuple(self.lower.shape)} and {tuple(self.upper.shape)}"
+            )
+        if not bool((torch.isfinite(self.lower) & torch.isfinite(self.upper) & (self.lower <= self.upper)).all()):
+            raise SpecError(f"parameter ranges must be finite with lower <= upper, got {lower!r} and {upper!r}")
+        self.name = "".join(self.names)
+        self._cache: tuple[Any, Tensor, tuple[Tensor, ...]] | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> PerturbationGeometric:
+        """The set that DeepG / CGT text describes: ``R(10)``, ``R(2) Sh(2)``, ``T(2,2)``, ``R(5,10)``.
+
+        Raises:
+            SpecError: malformed text.
+        """
+        perturbation = cls(*parse_transformation(text))
+        perturbation.name = "".join(text.split())
+        return perturbation
+
+    def _ranges(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(lower, upper), each (B, D) like ``x``."""
+        check_batch(x)
+        if x.ndim != 4:
+            raise SpecError(f"a geometric set transforms images (B, C, H, W), got shape {tuple(x.shape)}")
+        if self.lower.ndim == 2 and self.lower.shape[0] != x.shape[0]:
+            raise SpecError(f"the set has {self.lower.shape[0]} parameter boxes but x has {x.shape[0]} samples")
+        shape = (x.shape[0], len(self.parameters))
+        return tuple(end.to(device=x.device, dtype=x.dtype).expand(shape) for end in (self.lower, self.upper))  # type: ignore[return-value]
+
+    def _relaxed(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Hull (low, high) and planes (slopes and offsets) around ``x``, kept for the last images asked for."""
+        key = (x.data_ptr(), tuple(x.shape), x._version, x.dtype, x.device)
+        if self._cache is None or self._cache[0] != key:
+            lower, upper = self._ranges(x)
+            spatial = sum(name not in ("C", "B") for name in self.parameters)
+            with torch.no_grad():
+                hull = interval_hull(x, self.names, lower, upper, _HULL_PIECES.get(spatial, 2))
+                planes = linear_planes(x, self.names, lower, upper, _PLANE_PIECES.get(spatial, 4))
+            self._cache = (key, x, (*hull, *planes))  # holding x keeps its memory from being used again
+        return self._cache[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None}
+
+    def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        low, high, *_ = self._relaxed(x)
+        return low, high
+
+    def deviation(self, x: Tensor, rows: Rows) -> Tensor:
+        """The better of two lower bounds: over the hull's box, and over the planes' parameter box."""
+        low, high, lower_slope, lower_offset, upper_slope, upper_offset = self._relaxed(x)
+        positive = replace(rows, coefficients=rows.coefficients.clamp(min=0))
+        negative = replace(rows, coefficients=rows.coefficients.clamp(max=0))
+        over_box = dot(positive, low - x) + dot(negative, high - x)
+        over_planes = dot(positive, lower_offset - x) + dot(negative, upper_offset - x)
+        lower, upper = self._ranges(x)
+        # outward: the planes' centre is (lower + upper) / 2 up to rounding
+        radius = (upper - lower) / 2 * (1 + 1e-6) + 1e-7 * (upper.abs() + lower.abs()) * (upper > lower)
+        for d in range(len(self.parameters)):
+            slope = dot(positive, lower_slope[:, d]) + dot(negative, upper_slope[:, d])
+            over_planes = over_planes - slope.abs() * rows.per_sample(radius[:, d]).squeeze(-1)
+        return torch.maximum(over_box, over_planes)
+
+    # -- points --------------------------------------------------------------------------------
+
+    def decode(self, x: Tensor, variable: Tensor) -> Tensor:
+        return transform(x, self.names, variable)
+
+    def random_start(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Parameters (B, D), uniform in the box."""
+        lower, upper = self._ranges(x)
+        share = torch.rand(lower.shape, generator=generator, dtype=x.dtype, device=x.device)
+        return lower + share * (upper - lower)
+
+    def ascend(self, x: Tensor, variable: Tensor, gradient: Tensor, step: float) -> Tensor:
+        lower, upper = self._ranges(x)
+        moved = variable + step * (upper - lower) / 2 * gradient.sign()
+        return torch.minimum(torch.maximum(moved, lower), upper)
+
+    def project(self, x: Tensor, point: Tensor) -> Tensor:
+        """The transformed image nearest to ``point`` that a search finds: a grid, then Gauss-Newton steps."""
+        starts = self._grid(*self._ranges(x.double()))
+        with torch.no_grad():
+            distances = torch.stack([(self.decode(x.double(), c) - point).square().flatten(1).sum(1) for c in starts])
+        order = distances.argsort(dim=0)[:_NEWTON_STARTS]
+        everyone = torch.arange(len(x), device=x.device)
+        results = [self._descend(x.double(), point.double(), starts[chosen, everyone]) for chosen in order]
+        return self.decode(x.double(), self._nearest(x.double(), point.double(), torch.stack(results))).to(x.dtype)
+
+    def _descend(self, x: Tensor, point: Tensor, best: Tensor) -> Tensor:
+        """Damped Gauss-Newton steps inside the box from the parameters ``best`` (B, D)."""
+        lower, upper = self._ranges(x)
+        width = (upper - lower).clamp(min=1e-12)
+        shares = torch.tensor([0.0, 1.0, 0.5, 0.2, 0.04], dtype=x.dtype, device=x.device)
+        for _ in range(_NEWTON_STEPS):
+            candidates = best + shares[:, None, None] * self._newton_step(x, point, best, width)
+            moved = self._nearest(x, point, torch.minimum(torch.maximum(candidates, lower), upper))
+            if torch.equal(moved, best):
+                break
+            best = moved
+        return best
+
+    def _newton_step(self, x: Tensor, point: Tensor, variable: Tensor, width: Tensor) -> Tensor:
+        """Least-squares step (B, D) towards ``point``, with derivatives by central differences."""
+        with torch.no_grad():
+            residual = (point - self.decode(x, variable)).flatten(1).unsqueeze(2)
+            columns = []
+            for d in range(variable.shape[1]):
+                shift = torch.zeros_like(variable)
+                shift[:, d] = 1e-6 * width[:, d]
+                difference = self.decode(x, variable + shift) - self.decode(x, variable - shift)
+                columns.append(difference.flatten(1) / 2e-6)
+            jacobian = torch.stack(columns, dim=2)
+            normal = jacobian.mT @ jacobian + 1e-12 * torch.eye(variable.shape[1], dtype=x.dtype, device=x.device)
+            return torch.linalg.solve(normal, jacobian.mT @ residual).squeeze(2) * width
+
+    def _grid(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Parameter vectors (N, B, D) that cover the box: a line for one parameter, else a Sobol sequence."""
+        if lower.shape[1] == 1:
+            shares = torch.linspace(0, 1, _SEARCH_POINTS)[:, None]
+        else:
+            shares = torch.quasirandom.SobolEngine(lower.shape[1]).draw(_SEARCH_POINTS)
+        return lower + shares.to(lower)[:, None, :] * (upper - lower)
+
+    def _nearest(self, x: Tensor, point: Tensor, candidates: Tensor) -> Tensor:
+        """Per sample, the candidate (N, B, D) whose image is nearest to ``point``; (B, D)."""
+        with torch.no_grad():
+            distances = [(self.decode(x, c) - point).square().flatten(1).sum(1) for c in candidates]
+        chosen = torch.stack(distances).argmin(0)
+        return candidates[chosen, torch.arange(len(x), device=x.device)]
+
+    # -- smaller and larger sets ---------------------------------------------------------------
+
+    def scaled(self, factor: float) -> PerturbationGeometric:
+        """Ranges ``factor`` times as wide, about 0 where they hold 0, else about their middle."""
+        middle = torch.where((self.lower <= 0) & (self.upper >= 0), 0.0, (self.lower + self.upper) / 2)
+        return self._with(middle + (self.lower - middle) * factor, middle + (self.upper - middle) * factor)
+
+    def _with(self, lower: Tensor, upper: Tensor) -> PerturbationGeometric:
+        other = PerturbationGeometric(self.names, lower, upper)
+        other.name = self.name
+        return other
+
+    def split(self, x: Tensor) -> tuple[PerturbationSet, ...]:
+        """The range that moves the pixels most, halved.
+
+        Raises:
+            SpecError: a box per sample; split the sets of a batch one by one.
+        """
+        if self.lower.ndim != 1:
+            raise SpecError("a geometric set with a box per sample cannot be split; split the sets one by one")
+        _, _, lower_slope, _, upper_slope, _ = self._relaxed(x)
+        effect = (lower_slope.abs() + upper_slope.abs()).flatten(2).mean(2)[0].double() * (self.upper - self.lower)
+        if not bool((self.upper > self.lower).any()):
+            return ()
+        widest = int(effect.argmax()) if float(effect.max()) > 0 else int((self.upper - self.lower).argmax())
+        middle = (self.lower + self.upper) / 2
+        first_upper, second_lower = self.upper.clone(), self.lower.clone()
+        first_upper[widest] = second_lower[widest] = middle[widest]
+        return self._with(self.lower, first_upper), self._with(second_lower, self.upper)
+
+    def stack(self, others: Sequence[PerturbationSet]) -> PerturbationSet:
+        for other in others:
+            if not isinstance(other, PerturbationGeometric) or other.names != self.names or other.lower.ndim != 1:
+                raise SpecError("only geometric sets of the same names with one box each can be stacked")
+        lowers, uppers = zip(*((o.lower, o.upper) for o in others), strict=True)
+        return self._with(torch.stack(lowers), torch.stack(uppers))
+
+    def small_region(self, x: Tensor, variable: Tensor, ratio: float) -> tuple[Tensor, PerturbationSet]:
+        """The clean image with a parameter box of relative size ``ratio`` around the attack's parameters."""
+        if not 0 <= ratio <= 1:
+            raise SpecError(f"ratio (lambda) must lie in [0, 1], got {ratio!r}")
+        lower, upper = self._ranges(x)
+        reach = ratio * (upper - lower) / 2
+        centre = torch.minimum(torch.maximum(variable, lower + reach), upper - reach)
+        return x, self._with(
+            torch.maximum(centre - reach, lower).double(), torch.minimum(centre + reach, upper).double()
+        )
+
+    def needs_attack(self, ratio: float) -> bool:
+        return ratio < 1
+
+    def __repr__(self) -> str:
+        if self.lower.ndim == 2:
+            return f"PerturbationGeometric({self.names}, {self.lower.shape[0]} boxes)"
+        return f"PerturbationGeometric({self.names}, {self.lower.tolist()}, {self.upper.tolist()})"
