@@ -183,7 +183,7 @@ def test_max_of_the_objective_is_what_its_figures_say(images: Tensor) -> None:
     "changes, message",
     [
         ({"strategy": "best"}, "unknown strategy 'best'"),
-        ({"weights": [1.0]}, "one per set"),
+        ({"weights": [1.0]}, "one number >= 0 per set"),
         ({"align_from": "l7"}, "align_from must be"),
         ({"alignment": -1.0}, "alignment must be >= 0"),
         ({"strategy": "random", "alignment": 1.0}, "random bounds each for one"),
@@ -197,3 +197,17 @@ def test_the_objective_refuses(changes: dict[str, object], message: str) -> None
 def test_a_zero_ratio_is_refused() -> None:
     with pytest.raises(SpecError, match=r"must lie in \(0, 1\]"):
         TrainingSet(PerturbationLpBall(2, 0.5), 0.0)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_objective_normalises_as_the_model_does(training: bool, images: Tensor) -> None:
+    net = small_net("conv-batch-norm")
+    net.train(training)
+    bounded = bounded_module(net, (1, 8, 8))
+    before = net[1].running_mean.clone()
+    outcome = CureObjective([TrainingSet(PerturbationLpBall(2, 0.0), 1.0)])(bounded, net, images, LABELS)
+    expected = F.cross_entropy(net(images), LABELS)
+    assert float(outcome.loss.detach()) == pytest.approx(expected.item(), abs=1e-4)
+    assert torch.equal(before, net[1].running_mean) != training
+    outcome.loss.backward()
+    assert all(p.grad is not None for p in net.parameters())

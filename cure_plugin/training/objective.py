@@ -109,6 +109,7 @@ class CureObjective:
             scale: relative size of all sets, for annealing; in [0, 1].
             generator: of the attacks' random starts and the random partition.
         """
+        _follow_mode(bounded, model)
         if self.strategy == "random":
             parts = random_partition(x.shape[0], len(self.sets), generator)
         else:
@@ -156,7 +157,6 @@ class CureObjective:
         else:
             variable = perturbation.random_start(x, generator)
         centre, region = perturbation.small_region(x, variable, training_set.ratio)
-        bounded.train(model.training)
         if model.training and any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in model.modules()):
             bounded(centre)  # auto_LiRPA's interval uses the batch statistics of the last forward pass
         margins = lower_margins(bounded, centre, y, region, "IBP")
@@ -173,3 +173,11 @@ class CureObjective:
             sources = [self.names.index(self.align_from)]  # type: ignore[assignment]
         pairs = [(q, r) for q in sources for r in range(len(vectors)) if r != q]
         return torch.stack([bound_alignment(vectors[q], vectors[r]) for q, r in pairs]).sum()
+
+
+def _follow_mode(bounded: BoundedModule, model: nn.Module) -> None:
+    """Let ``bounded`` pass gradients to the parameters, and normalise as ``model`` does in its present mode."""
+    bounded.train()  # in eval mode auto_LiRPA switches requires_grad of the parameters off
+    for node in bounded.modules():
+        if type(node).__name__ == "BoundBatchNormalization":
+            node.training = model.training
