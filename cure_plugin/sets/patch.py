@@ -180,15 +180,8 @@ class PerturbationPatch(PerturbationSet):
 
     def small_region(self, x: Tensor, variable: Tensor, ratio: float) -> tuple[Tensor, PerturbationSet]:
         """A box of relative size ``ratio`` around the attack's content, at the attack's position."""
-        if not 0 <= ratio <= 1:
-            raise SpecError(f"ratio (lambda) must lie in [0, 1], got {ratio!r}")
         corner = self._best_corner(x, (variable - x).square().sum(1))
-        square = self._square(x, corner)
-        lowest, highest = self.domain
-        radius = ratio * (highest - lowest) / 2
-        centre = torch.where(square, variable.clamp(lowest + radius, highest - radius), x)
-        ends = torch.where(square, centre - radius, x), torch.where(square, centre + radius, x)
-        return centre, PerturbationLpBall(float("inf"), radius, ends)
+        return _content_region(x, variable, self._square(x, corner), self.domain, ratio)
 
     def __repr__(self) -> str:
         where = "" if self.block is None else f", block={self.block.tolist()}"
@@ -263,14 +256,21 @@ class PerturbationL0(PerturbationSet):
 
     def small_region(self, x: Tensor, variable: Tensor, ratio: float) -> tuple[Tensor, PerturbationSet]:
         """A box of relative size ``ratio`` around the attack's content, at the attack's pixels."""
-        if not 0 <= ratio <= 1:
-            raise SpecError(f"ratio (lambda) must lie in [0, 1], got {ratio!r}")
         chosen = self._keep(x, (variable - x).square().sum(1))
-        lowest, highest = self.domain
-        radius = ratio * (highest - lowest) / 2
-        centre = torch.where(chosen, variable.clamp(lowest + radius, highest - radius), x)
-        ends = torch.where(chosen, centre - radius, x), torch.where(chosen, centre + radius, x)
-        return centre, PerturbationLpBall(float("inf"), radius, ends)
+        return _content_region(x, variable, chosen, self.domain, ratio)
 
     def __repr__(self) -> str:
         return f"PerturbationL0({self.pixels})"
+
+
+def _content_region(
+    x: Tensor, variable: Tensor, free: Tensor, domain: tuple[float, float], ratio: float
+) -> tuple[Tensor, PerturbationLpBall]:
+    """(centre, box): pixels in ``free`` within ratio * half the domain of ``variable``, the others as in ``x``."""
+    if not 0 <= ratio <= 1:
+        raise SpecError(f"ratio (lambda) must lie in [0, 1], got {ratio!r}")
+    lowest, highest = domain
+    radius = ratio * (highest - lowest) / 2
+    centre = torch.where(free, variable.clamp(lowest + radius, highest - radius), x)
+    ends = torch.where(free, centre - radius, x), torch.where(free, centre + radius, x)
+    return centre, PerturbationLpBall(float("inf"), radius, ends)
