@@ -85,7 +85,8 @@ class PerturbationGeometric(PerturbationSet):
         """Hull (low, high) and planes (slopes and offsets) around ``x``, kept for the last images asked for."""
         key = (x.data_ptr(), tuple(x.shape), x._version, x.dtype, x.device)
         if self._cache is None or self._cache[0] != key:
-            lower, upper = self._ranges(x)
+            # float64 ends: rounded to float32 they could lie inside the range that was asked for
+            lower, upper = self._ranges(x.double())
             spatial = sum(name not in ("C", "B") for name in self.parameters)
             with torch.no_grad():
                 hull = interval_hull(x, self.names, lower, upper, _HULL_PIECES.get(spatial, 2))
