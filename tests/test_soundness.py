@@ -65,6 +65,16 @@ def test_no_point_crosses_a_bound(front: str, name: str, method: str, images: Te
     assert violation(net, images, SETS[name], lower, upper, 3000, 60) <= 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("front", FRONTS)
+def test_many_points_in_the_whole_table(front: str, name: str, method: str, images: Tensor) -> None:
+    net = small_net(front)
+    lower, upper = bounds(net, images, SETS[name], method)
+    assert violation(net, images, SETS[name], lower, upper, 100_000, 1_000) <= 1e-5
+
+
 @pytest.mark.parametrize("method", ("IBP", "CROWN-IBP", "CROWN"))
 @pytest.mark.parametrize("name", ("l1", "l2"))
 @pytest.mark.parametrize("front", ("normalize", "raw-normalize", "batch-norm"))
