@@ -26,6 +26,11 @@ the error.
 """
 
 
+def required_margin(logits: Tensor) -> Tensor:
+    """How large a lower bound must be to count as a proof, (B,), from the clean logits (B, C)."""
+    return ROUNDING_MARGIN * logits.abs().amax(1).clamp(min=1).cpu()
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What is known of one image and one set.
@@ -111,7 +116,7 @@ class Certifier:
         points = x.clone()
         with torch.no_grad():
             logits = self.net(x)
-            needed = ROUNDING_MARGIN * logits.abs().amax(1).clamp(min=1).cpu()
+            needed = required_margin(logits)
             clean_margin = -worst_margin_loss(logits, y).cpu()
         for index in (clean_margin <= 0).nonzero().flatten().tolist():
             status[index], stage[index], margin[index] = "falsified", "clean", clean_margin[index]
@@ -172,7 +177,7 @@ class Certifier:
         """Which images the bound methods prove, without any attack; (B,) bool."""
         self._check(x, y)
         with torch.no_grad():
-            needed = ROUNDING_MARGIN * self.net(x).abs().amax(1).clamp(min=1).cpu()
+            needed = required_margin(self.net(x))
         done = torch.zeros(x.shape[0], dtype=torch.bool)
         for method in self.methods:
             left = (~done).nonzero().flatten()

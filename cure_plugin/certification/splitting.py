@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cure_plugin.certification.certifier import ROUNDING_MARGIN, Certifier
+from cure_plugin.certification.certifier import Certifier, required_margin
 from cure_plugin.sets import PerturbationSet
 
 
@@ -48,7 +48,7 @@ def prove_by_splitting(
         start: pieces to begin with that together cover the set; default: the set's own first split.
     """
     with torch.no_grad():
-        needed = ROUNDING_MARGIN * float(certifier.net(x).abs().amax().clamp(min=1))
+        needed = float(required_margin(certifier.net(x)))
     tie = itertools.count()
     pending = [(0.0, next(tie), piece) for piece in (start or perturbation.split(x) or (perturbation,))]
     bounded, smallest = 0, float("inf")

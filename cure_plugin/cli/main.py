@@ -58,30 +58,24 @@ def _parser() -> argparse.ArgumentParser:
     certify = commands.add_parser("certify", help="certify a net for a list of sets and their union")
     certify.add_argument("model", type=Path, help="our checkpoint (.pt) or a sequential ONNX file")
     certify.add_argument("sets", nargs="+", metavar="norm=eps", help="e.g. linf=8/255 l2=0.5 l1=1")
-    certify.add_argument("--on", default="mnist-slice", choices=list(DATASETS), help="data set (test split)")
-    certify.add_argument("--images", type=int, default=200, help="how many test images, from the first")
+    _add_test_images(certify, 200)
     certify.add_argument("--methods", default=",".join(METHODS), help="bound methods, comma-separated")
     certify.add_argument("--float64", action="store_true", help="bound in double precision")
     certify.add_argument("--out", type=Path, required=True, help="folder for results.jsonl and summary.json")
-    _add_data(certify)
     certify.set_defaults(run=_certify)
 
     export = commands.add_parser("export", help="write ONNX and VNNLIB files")
     export.add_argument("model", type=Path, help="our checkpoint (.pt)")
     export.add_argument("sets", nargs="*", metavar="linf=eps", help="linf sets to write VNNLIB instances for")
-    export.add_argument("--on", default="mnist-slice", choices=list(DATASETS), help="data set (test split)")
-    export.add_argument("--images", type=int, default=10, help="instances per set")
+    _add_test_images(export, 10)
     export.add_argument("--out", type=Path, required=True, help="folder for model.onnx and vnnlib/")
-    _add_data(export)
     export.set_defaults(run=_export)
 
     report = commands.add_parser("report", help="an HTML page that compares trained nets")
     report.add_argument("models", nargs="+", metavar="name=checkpoint.pt", help="nets to compare")
     report.add_argument("--sets", nargs="+", default=list(SETS), metavar="norm=eps")
-    report.add_argument("--on", default="mnist-slice", choices=list(DATASETS), help="data set (test split)")
-    report.add_argument("--images", type=int, default=200, help="how many test images, from the first")
+    _add_test_images(report, 200)
     report.add_argument("--out", type=Path, required=True, help="folder for report.html and results")
-    _add_data(report)
     report.set_defaults(run=_report)
 
     sets = commands.add_parser("sets", help="list the known perturbation sets and their parameters")
@@ -91,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder; an earlier run there is reused")
     demo.set_defaults(run=lambda options: run_demo(options.out, print))
     return parser
+
+
+def _add_test_images(command: argparse.ArgumentParser, count: int) -> None:
+    command.add_argument("--on", default="mnist-slice", choices=list(DATASETS), help="data set (test split)")
+    command.add_argument("--images", type=int, default=count, help="how many test images, from the first")
+    _add_data(command)
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:

@@ -22,6 +22,12 @@ from torch import Tensor
 from cure_plugin.errors import SpecError
 from cure_plugin.sets.rows import Rows, dot, rows_of_matrix, rows_of_patches
 
+DOMAIN_TOLERANCE = 1e-6
+"""How far a clean pixel may lie outside the domain (rounding of the data) before it is refused."""
+
+Domain = tuple[float | Tensor, float | Tensor]
+"""(lowest, highest) values of an input: numbers, or tensors that broadcast to a batch of inputs."""
+
 
 class PerturbationSet(PerturbationLpNorm, ABC):
     """Base class of all sets; hand one to auto_LiRPA's ``BoundedTensor(x, perturbation)``.
@@ -179,3 +185,25 @@ def check_batch(x: Tensor) -> None:
 def per_image(value: Tensor, x: Tensor) -> Tensor:
     """Reshape (B,) to broadcast against ``x`` (B, *input)."""
     return value.view(-1, *[1] * (x.ndim - 1))
+
+
+def check_domain(x: Tensor, domain: Domain) -> None:
+    """Refuse images outside the domain.
+
+    Raises:
+        SpecError: a value further than :data:`DOMAIN_TOLERANCE` outside.
+    """
+    lowest, highest = domain
+    if bool((x < lowest - DOMAIN_TOLERANCE).any() or (x > highest + DOMAIN_TOLERANCE).any()):
+        raise SpecError(
+            f"x has values in [{x.min().item():.4g}, {x.max().item():.4g}], outside domain {shown_domain(domain)}; "
+            "make normalisation a layer of the net, or pass the domain of the normalised input"
+        )
+
+
+def shown_domain(domain: Domain | None) -> str:
+    """``domain`` for messages, without the contents of tensors."""
+    if domain is None:
+        return "None"
+    ends = (f"tensor{tuple(end.shape)}" if isinstance(end, Tensor) else str(end) for end in domain)
+    return f"({', '.join(ends)})"

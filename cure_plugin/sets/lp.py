@@ -8,19 +8,12 @@ import torch
 from torch import Tensor
 
 from cure_plugin.errors import SpecError
-from cure_plugin.sets.base import PerturbationSet, per_image
+from cure_plugin.sets.base import Domain, PerturbationSet, check_domain, per_image, shown_domain
 from cure_plugin.sets.linear_minimum import box_minimum, in_chunks, l1_box_minimum, l2_box_minimum
 from cure_plugin.sets.rows import Rows
 
-DOMAIN_TOLERANCE = 1e-6
-"""How far a clean pixel may lie outside the domain (rounding of the data) before it is refused."""
-
 _L1_STEP_SHARE = 0.05
 """Share of coordinates that one l1 attack step moves (sparse steps: Tramer and Boneh 2019)."""
-
-
-Domain = tuple[float | Tensor, float | Tensor]
-"""(lowest, highest) values of an input: numbers, or tensors that broadcast to a batch of inputs."""
 
 
 class PerturbationLpBall(PerturbationSet):
@@ -80,11 +73,7 @@ class PerturbationLpBall(PerturbationSet):
         if self.domain is None:
             return -radius, radius
         lowest, highest = self.domain
-        if bool((x < lowest - DOMAIN_TOLERANCE).any() or (x > highest + DOMAIN_TOLERANCE).any()):
-            raise SpecError(
-                f"x has values in [{x.min().item():.4g}, {x.max().item():.4g}], outside domain {_shown(self.domain)}; "
-                "make normalisation a layer of the net, or pass the domain of the normalised input"
-            )
+        check_domain(x, self.domain)
         down = torch.maximum(-radius, lowest - x).clamp(max=0)
         up = torch.minimum(radius, highest - x).clamp(min=0)
         return down, up
@@ -220,7 +209,7 @@ class PerturbationLpBall(PerturbationSet):
 
     def __repr__(self) -> str:
         p = "inf" if self.p == math.inf else int(self.p)
-        return f"PerturbationLpBall(norm={p}, eps={self.eps}, domain={_shown(self.domain)})"
+        return f"PerturbationLpBall(norm={p}, eps={self.eps}, domain={shown_domain(self.domain)})"
 
 
 def _is_interval(domain: Domain) -> bool:
@@ -228,11 +217,3 @@ def _is_interval(domain: Domain) -> bool:
     if len(domain) != 2 or not all(isinstance(end, int | float | Tensor) for end in domain):
         return False
     return bool(torch.as_tensor(domain[0] <= domain[1]).all())
-
-
-def _shown(domain: Domain | None) -> str:
-    """``domain`` for messages, without the contents of tensors."""
-    if domain is None:
-        return "None"
-    ends = (f"tensor{tuple(end.shape)}" if isinstance(end, Tensor) else str(end) for end in domain)
-    return f"({', '.join(ends)})"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cure_plugin.errors import SpecError
-from cure_plugin.sets.base import PerturbationSet, check_batch
-from cure_plugin.sets.lp import DOMAIN_TOLERANCE, PerturbationLpBall
+from cure_plugin.sets.base import PerturbationSet, check_batch, check_domain
+from cure_plugin.sets.lp import PerturbationLpBall
 from cure_plugin.sets.rows import Rows
 from cure_plugin.sets.windows import pixel_gain, smallest_square_sum
 
@@ -64,8 +64,7 @@ class PerturbationPatch(PerturbationSet):
                 f"a {self.height} x {self.width} patch needs images (B, C, H, W) of that size at least, "
                 f"got {tuple(x.shape)}"
             )
-        if bool((x < self.domain[0] - DOMAIN_TOLERANCE).any() or (x > self.domain[1] + DOMAIN_TOLERANCE).any()):
-            raise SpecError(f"x has values outside domain {self.domain}; make normalisation a layer of the net")
+        check_domain(x, self.domain)
         last_row, last_column = x.shape[2] - self.height, x.shape[3] - self.width
         everywhere = torch.tensor([0, last_row, 0, last_column], device=x.device)
         ends = everywhere if self.block is None else self.block.to(x.device)
@@ -211,8 +210,7 @@ class PerturbationL0(PerturbationSet):
     def _room(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if x.ndim != 4:
             raise SpecError(f"an l0 set counts pixels of images (B, C, H, W), got shape {tuple(x.shape)}")
-        if bool((x < self.domain[0] - DOMAIN_TOLERANCE).any() or (x > self.domain[1] + DOMAIN_TOLERANCE).any()):
-            raise SpecError(f"x has values outside domain {self.domain}; make normalisation a layer of the net")
+        check_domain(x, self.domain)
         if self.pixels == 0:
             return torch.zeros_like(x), torch.zeros_like(x)
         return (self.domain[0] - x).clamp(max=0), (self.domain[1] - x).clamp(min=0)

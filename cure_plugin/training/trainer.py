@@ -67,9 +67,9 @@ class Trainer:
             OutputError: a checkpoint cannot be written.
         """
         batches = len(self._batches(torch.arange(len(self.data))))
-        total = sum(batches * (2 if self._projects(epoch) else 1) for epoch in range(self.recipe.epochs))
-        done = sum(batches * (2 if self._projects(epoch) else 1) for epoch in range(self.epochs_done))
-        with tqdm(total=total, initial=done, disable=not progress, unit="batch", desc="train") as bar:
+        steps = [batches * (2 if self._projects(epoch) else 1) for epoch in range(self.recipe.epochs)]
+        done = sum(steps[: self.epochs_done])
+        with tqdm(total=sum(steps), initial=done, disable=not progress, unit="batch", desc="train") as bar:
             for epoch in range(self.epochs_done, self.recipe.epochs):
                 started = time.perf_counter()
                 figures = self._epoch(epoch, bar)
@@ -92,7 +92,7 @@ class Trainer:
     def _projects(self, epoch: int) -> bool:
         """Whether gradient projection applies: certified epochs after annealing."""
         annealed = self.recipe.natural_epochs + self.recipe.ramp_epochs
-        return self.recipe.gradient_projection > 0 and epoch >= max(annealed, self.recipe.natural_epochs)
+        return self.recipe.gradient_projection > 0 and epoch >= annealed
 
     def _epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
         if epoch < self.recipe.natural_epochs:
