@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow bench-sets lint clean
 
 setup: $(READY)
 
@@ -23,6 +23,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Figures of the sets; DATA=folder in torchvision's layout for full MNIST and CIFAR-10.
+bench-sets: $(READY)
+	$(BIN)/python benchmarks/bench_sets.py $(if $(DATA),--data $(DATA))
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -10,7 +10,8 @@ from scipy.optimize import brentq, linprog
 from cure_plugin.sets import linear_minimum
 from cure_plugin.sets.linear_minimum import box_minimum, in_chunks, l1_box_minimum, l2_box_minimum
 
-PROBLEMS = 200
+BLOCKS = [range(first, first + 100) for first in range(0, 1000, 100)]
+"""Seeds of 1,000 random problems."""
 
 
 def random_problem(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
@@ -26,34 +27,38 @@ def tensors(*arrays: np.ndarray | float) -> list[torch.Tensor]:
     return [torch.as_tensor(array, dtype=torch.float64) for array in arrays]
 
 
-@pytest.mark.parametrize("seed", range(PROBLEMS))
-def test_l1_equals_linear_program(seed: int) -> None:
-    a, low, high, eps = random_problem(seed)
-    size = len(a)
-    budget = np.ones((1, 2 * size))  # d = p - n with p, n >= 0
-    bounds = [(0, h) for h in high] + [(0, -lo) for lo in low]
-    expected = linprog(np.concatenate([a, -a]), A_ub=budget, b_ub=[eps], bounds=bounds).fun
-    found = l1_box_minimum(*tensors(a, low, high), torch.tensor([eps], dtype=torch.float64))
-    assert float(found) == pytest.approx(expected, abs=1e-7)
+@pytest.mark.parametrize("seeds", BLOCKS, ids=str)
+def test_l1_equals_linear_program(seeds: range) -> None:
+    for seed in seeds:
+        a, low, high, eps = random_problem(seed)
+        budget = np.ones((1, 2 * len(a)))  # d = p - n with p, n >= 0
+        bounds = [(0, h) for h in high] + [(0, -lo) for lo in low]
+        expected = linprog(np.concatenate([a, -a]), A_ub=budget, b_ub=[eps], bounds=bounds).fun
+        found = l1_box_minimum(*tensors(a, low, high), torch.tensor([eps], dtype=torch.float64))
+        assert float(found) == pytest.approx(expected, abs=1e-7), seed
 
 
-@pytest.mark.parametrize("seed", range(PROBLEMS))
-def test_l2_equals_root_finding_on_the_optimality_condition(seed: int) -> None:
-    a, low, high, eps = random_problem(seed)
+def l2_minimum_by_root_finding(a: np.ndarray, low: np.ndarray, high: np.ndarray, eps: float) -> float:
+    """Minimum of a . d over low <= d <= high, ||d||_2 <= eps, from its optimality condition."""
 
     def step(multiplier: float) -> np.ndarray:
         return np.clip(-a / multiplier, low, high)
 
     corner = np.where(a > 0, low, np.where(a < 0, high, 0))
     if np.linalg.norm(corner) <= eps:
-        expected = a @ corner
-    elif eps == 0:
-        expected = 0.0
-    else:
-        log = brentq(lambda t: np.linalg.norm(step(np.exp(t))) - eps, -40, 40, xtol=1e-14)
-        expected = a @ step(np.exp(log))
-    found = l2_box_minimum(*tensors(a, low, high), torch.tensor([eps], dtype=torch.float64))
-    assert float(found) == pytest.approx(expected, abs=1e-7)
+        return float(a @ corner)
+    if eps == 0:
+        return 0.0
+    log = brentq(lambda t: np.linalg.norm(step(np.exp(t))) - eps, -40, 40, xtol=1e-14)
+    return float(a @ step(np.exp(log)))
+
+
+@pytest.mark.parametrize("seeds", BLOCKS, ids=str)
+def test_l2_equals_root_finding_on_the_optimality_condition(seeds: range) -> None:
+    for seed in seeds:
+        a, low, high, eps = random_problem(seed)
+        found = l2_box_minimum(*tensors(a, low, high), torch.tensor([eps], dtype=torch.float64))
+        assert float(found) == pytest.approx(l2_minimum_by_root_finding(a, low, high, eps), abs=1e-7), seed
 
 
 @pytest.mark.parametrize("minimum", [l1_box_minimum, l2_box_minimum])

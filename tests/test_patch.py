@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import combinations
 
 import pytest
@@ -30,26 +31,40 @@ def enumerate_l0(a: Tensor, x: Tensor, pixels: int) -> Tensor:
     return torch.stack(choices).amin(0)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_patch_minimum_equals_enumeration(seed: int) -> None:
+BLOCKS = [range(first, first + 10) for first in range(0, 100, 10)]
+"""Seeds; each makes 10 random problems (2 images, 5 linear functions), so 1,000 in all."""
+
+
+def random_problems(seed: int, channels: int, side: int) -> tuple[Tensor, Tensor]:
+    """Images (2, C, S, S) and linear functions (2, 5, C, S, S)."""
     generator = torch.Generator().manual_seed(seed)
-    channels, side = (1, 7) if seed % 2 else (3, 6)
     x = torch.rand(2, channels, side, side, generator=generator, dtype=torch.float64)
-    a = torch.randn(2, 5, channels, side, side, generator=generator, dtype=torch.float64)
-    block = (1, 2, 0, 3) if seed % 3 == 0 else (0, side - 2, 0, side - 3)
-    found = PerturbationPatch(2, 3, block).deviation(x, rows_of_matrix(a, (channels, side, side)))
-    expected = torch.stack([enumerate_patch(a[b], x[b], 2, 3, block) for b in range(2)])
-    assert torch.allclose(found, expected, atol=1e-9)
+    return x, torch.randn(2, 5, channels, side, side, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_l0_minimum_equals_enumeration(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(2, 2, 3, 3, generator=generator, dtype=torch.float64)
-    a = torch.randn(2, 5, 2, 3, 3, generator=generator, dtype=torch.float64)
-    found = PerturbationL0(2).deviation(x, rows_of_matrix(a, (2, 3, 3)))
-    expected = torch.stack([enumerate_l0(a[b], x[b], 2) for b in range(2)])
-    assert torch.allclose(found, expected, atol=1e-9)
+@pytest.mark.parametrize("seeds", BLOCKS, ids=str)
+def test_patch_minimum_equals_enumeration(seeds: range) -> None:
+    for seed in seeds:
+        channels, side = (1, 7) if seed % 2 else (3, 6)
+        x, a = random_problems(seed, channels, side)
+        rng = random.Random(seed)
+        height, width = rng.randint(1, 4), rng.randint(1, 4)
+        r0, r1 = sorted(rng.randint(0, side - height) for _ in range(2))
+        c0, c1 = sorted(rng.randint(0, side - width) for _ in range(2))
+        block = (r0, r1, c0, c1)
+        found = PerturbationPatch(height, width, block).deviation(x, rows_of_matrix(a, (channels, side, side)))
+        expected = torch.stack([enumerate_patch(a[b], x[b], height, width, block) for b in range(2)])
+        assert torch.allclose(found, expected, atol=1e-9), seed
+
+
+@pytest.mark.parametrize("seeds", BLOCKS, ids=str)
+def test_l0_minimum_equals_enumeration(seeds: range) -> None:
+    for seed in seeds:
+        x, a = random_problems(seed, 2, 3)
+        pixels = seed % 5
+        found = PerturbationL0(pixels).deviation(x, rows_of_matrix(a, (2, 3, 3)))
+        expected = torch.stack([enumerate_l0(a[b], x[b], pixels) for b in range(2)])
+        assert torch.allclose(found, expected, atol=1e-9), seed
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ import math
 import pytest
 import torch
 from auto_LiRPA import BoundedTensor
+from bound_checks import bounds, violation
 from conftest import FRONTS, small_net
 from torch import Tensor, nn
 
-from cure_plugin import PerturbationLpBall, PerturbationSet, PerturbationUnion
+from cure_plugin import PerturbationLpBall, PerturbationUnion
 from cure_plugin.attacks import pgd
-from cure_plugin.bounds.module import bounded_module, default_dtype
+from cure_plugin.bounds.module import bounded_module
 
 SETS = {
     "l1": PerturbationLpBall(1, 1.5),
@@ -21,58 +22,6 @@ SETS = {
     "l2-uncut": PerturbationLpBall(2, 0.6, domain=None),
     "union": PerturbationUnion([PerturbationLpBall(1, 1.5), PerturbationLpBall(math.inf, 0.05)]),
 }
-METHODS = ("IBP", "CROWN-IBP", "CROWN", "alpha-CROWN")
-
-
-def bounds(net: nn.Module, x: Tensor, perturbation: PerturbationSet, method: str) -> tuple[Tensor, Tensor]:
-    # auto_LiRPA 0.3 multiplies by a plain constant in matrix mode only
-    bounded = bounded_module(net, tuple(x.shape[1:]), {"conv_mode": "matrix"})
-    with default_dtype(x.dtype):
-        lower, upper = bounded.compute_bounds(x=(BoundedTensor(x, perturbation),), method=method)
-    return lower.detach(), upper.detach()
-
-
-def violation(
-    net: nn.Module, x: Tensor, perturbation: PerturbationSet, lower: Tensor, upper: Tensor, samples: int, optimised: int
-) -> float:
-    """How far any sampled or optimised point of the set crosses a bound (0: none does)."""
-    worst = 0.0
-    with torch.no_grad():
-        repeated = x.repeat(1000, 1, 1, 1)
-        for _ in range(-(-samples // len(repeated))):
-            output = net(perturbation.sample(repeated)).view(1000, *lower.shape)
-            worst = max(worst, float((lower - output).max()), float((output - upper).max()))
-    each = -(-optimised // (2 * lower.numel()))
-    for j in range(lower.shape[1]):
-        for sign in (1, -1):
-            start = x.repeat(each, 1, 1, 1)
-            y = torch.zeros(len(start), dtype=torch.long)
-            point = pgd(net, start, y, perturbation, 20, lambda z, _, j=j, sign=sign: sign * z[:, j])
-            with torch.no_grad():
-                output = net(point)[:, j].view(each, -1)
-            crossed = (output - upper[:, j]) if sign > 0 else (lower[:, j] - output)
-            worst = max(worst, float(crossed.max()))
-    return worst
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize("front", FRONTS)
-def test_no_point_crosses_a_bound(front: str, name: str, method: str, images: Tensor) -> None:
-    net = small_net(front)
-    lower, upper = bounds(net, images, SETS[name], method)
-    assert bool((lower <= upper).all())
-    assert violation(net, images, SETS[name], lower, upper, 3000, 60) <= 1e-5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize("front", FRONTS)
-def test_many_points_in_the_whole_table(front: str, name: str, method: str, images: Tensor) -> None:
-    net = small_net(front)
-    lower, upper = bounds(net, images, SETS[name], method)
-    assert violation(net, images, SETS[name], lower, upper, 100_000, 1_000) <= 1e-5
 
 
 @pytest.mark.parametrize("method", ("IBP", "CROWN-IBP", "CROWN"))

@@ -41,19 +41,37 @@ def test_splitting_beats_one_bound_and_no_attack_beats_it(net: nn.Module, text: 
     assert all(result.pieces <= 150 for result in results)
 
 
-def test_pieces_cover_the_whole(net: nn.Module) -> None:
-    x = load_data("mnist-slice", False).batch(slice(0, 1))[0]
-    pieces = PerturbationGeometric.parse("R(2) Sh(2)").split(x)
-    assert len(pieces) == 2
-    ends = [(p.lower.tolist(), p.upper.tolist()) for p in pieces]  # type: ignore[attr-defined]
-    assert min(low for low, _ in ends) == [-2.0, -2.0] and max(high for _, high in ends) == [2.0, 2.0]
-    positions = {
-        (r, c)
-        for p in PerturbationPatch(5, 5).split(x)
-        for r in range(int(p.block[0]), int(p.block[1]) + 1)  # type: ignore[attr-defined]
-        for c in range(int(p.block[2]), int(p.block[3]) + 1)  # type: ignore[attr-defined]
-    }
-    assert len(positions) == 24 * 24
+@pytest.mark.parametrize("text", ["R(2) Sh(2)", "R(30)", "T(2,1)", "Sc(1) R(1) C(1) B(0.001)", "C(10)", "R(0)"])
+def test_pieces_cover_a_parameter_box(text: str) -> None:
+    x = torch.rand(1, 1, 28, 28)
+    whole = PerturbationGeometric.parse(text)
+    shares = torch.cat([torch.rand(2000, len(whole.lower)).round(decimals=2), torch.eye(len(whole.lower))])
+    points = whole.lower + shares * (whole.upper - whole.lower)
+    for pieces in (whole.partition(x), whole.split(x)):
+        if pieces:
+            inside = [
+                ((points >= piece.lower) & (points <= piece.upper)).all(1)  # type: ignore[attr-defined]
+                for piece in pieces
+            ]
+            assert bool(torch.stack(inside).any(0).all())
+    assert len(PerturbationGeometric.parse("R(30)").partition(x)) == 12
+
+
+@pytest.mark.parametrize("block", [None, (3, 9, 0, 10), (5, 5, 5, 5)])
+def test_pieces_cover_every_position_of_a_patch(block: tuple[int, int, int, int] | None) -> None:
+    x = torch.rand(1, 1, 28, 28)
+    whole = PerturbationPatch(5, 5, block)
+    r0, r1, c0, c1 = whole.positions(x)[0].tolist()
+    for pieces in (whole.partition(x), whole.split(x)):
+        positions = [
+            (r, c)
+            for piece in pieces
+            for ends in [piece.block.tolist()]  # type: ignore[attr-defined]
+            for r in range(ends[0], ends[1] + 1)
+            for c in range(ends[2], ends[3] + 1)
+        ]
+        assert len(positions) == len(set(positions))
+        assert not pieces or set(positions) == {(r, c) for r in range(r0, r1 + 1) for c in range(c0, c1 + 1)}
 
 
 def test_what_cannot_be_split_or_stacked_is_refused() -> None:

@@ -15,6 +15,8 @@ from cure_plugin.modes import evaluation_mode
 BOUND_OPTIONS: dict[str, Any] = {
     # 0.3 indexes alphas by a stale mask when over 90 % of a layer is unstable.
     "sparse_features_alpha": False,
+    # 0.3 asserts that unstable neurons stay as many as when the alphas were made.
+    "sparse_spec_alpha": False,
 }
 
 

@@ -36,7 +36,6 @@ def prove_by_splitting(
     perturbation: PerturbationSet,
     methods: Sequence[str] = ("CROWN",),
     budget: int = 1000,
-    start: Sequence[PerturbationSet] | None = None,
 ) -> SplitResult:
     """Bound the set; split what is not proved, worst first, until all is proved or hope is lost.
 
@@ -45,12 +44,11 @@ def prove_by_splitting(
         x: one image (1, *input); y: its label (1,).
         methods: bound methods tried on a piece, in this order.
         budget: pieces to bound at most.
-        start: pieces to begin with that together cover the set; default: the set's own first split.
     """
     with torch.no_grad():
         needed = float(required_margin(certifier.net(x)))
     tie = itertools.count()
-    pending = [(0.0, next(tie), piece) for piece in (start or perturbation.split(x) or (perturbation,))]
+    pending = [(0.0, next(tie), piece) for piece in perturbation.partition(x)]
     bounded, smallest = 0, float("inf")
     while pending:
         count = min(len(pending), certifier.batch_size)

@@ -101,6 +101,10 @@ class PerturbationSet(PerturbationLpNorm, ABC):
         """Smaller sets that together cover this one around the image ``x`` (1, *input); empty if there are none."""
         return ()
 
+    def partition(self, x: Tensor) -> tuple[PerturbationSet, ...]:
+        """Sets that together cover this one around the image ``x`` (1, *input): where branch and bound starts."""
+        return (self,)
+
     def stack(self, others: Sequence[PerturbationSet]) -> PerturbationSet:
         """One set whose b-th sample is perturbed by ``others[b]``, all of this kind (pieces of a split).
 

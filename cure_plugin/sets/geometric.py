@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +19,20 @@ from cure_plugin.sets.rows import Rows, dot
 _HULL_PIECES = {0: 1, 1: 4, 2: 2}
 _PLANE_PIECES = {0: 1, 1: 20, 2: 6}
 """Sub-intervals per spatial parameter, by the number of spatial parameters (more than two: 2 and 4)."""
+
+_MOTION: dict[str, Callable[[float], float]] = {
+    "R": lambda radius: math.radians(1) * radius,
+    "Tx": lambda radius: 1.0,
+    "Ty": lambda radius: 1.0,
+    "Sc": lambda radius: radius / 100,
+    "Sh": lambda radius: radius / 100,
+    "C": lambda radius: 0.0,
+    "B": lambda radius: 0.0,
+}
+"""How far, in pixels, a unit of each parameter moves the pixels at the image's edge."""
+
+_PARTITION_MOTION = 1.2
+"""Pixels that the cells of :meth:`PerturbationGeometric.partition` may move a pixel at the edge, in all."""
 
 _NEWTON_STARTS, _NEWTON_STEPS = 8, 15
 
@@ -202,8 +218,7 @@ class PerturbationGeometric(PerturbationSet):
         Raises:
             SpecError: a box per sample; split the sets of a batch one by one.
         """
-        if self.lower.ndim != 1:
-            raise SpecError("a geometric set with a box per sample cannot be split; split the sets one by one")
+        self._require_one_box()
         _, _, lower_slope, _, upper_slope, _ = self._relaxed(x)
         effect = (lower_slope.abs() + upper_slope.abs()).flatten(2).mean(2)[0].double() * (self.upper - self.lower)
         if not bool((self.upper > self.lower).any()):
@@ -213,6 +228,26 @@ class PerturbationGeometric(PerturbationSet):
         first_upper, second_lower = self.upper.clone(), self.lower.clone()
         first_upper[widest] = second_lower[widest] = middle[widest]
         return self._with(self.lower, first_upper), self._with(second_lower, self.upper)
+
+    def partition(self, x: Tensor) -> tuple[PerturbationSet, ...]:
+        """A grid whose cells move no pixel by more than about one: larger ones are bounded too loosely.
+
+        Raises:
+            SpecError: as :meth:`split`.
+        """
+        self._require_one_box()
+        radius = (max(x.shape[2:]) - 1) / 2
+        width = self.upper - self.lower
+        motion = torch.tensor([_MOTION[name](radius) for name in self.parameters], dtype=torch.float64) * width
+        counts = (motion * int((motion > 0).sum()) / _PARTITION_MOTION).ceil().clamp(min=1).long().tolist()
+        ranges = zip(self.lower.tolist(), self.upper.tolist(), counts, strict=True)
+        edges = [torch.linspace(low, high, count + 1, dtype=torch.float64).tolist() for low, high, count in ranges]
+        cells = itertools.product(*(itertools.pairwise(ends) for ends in edges))
+        return tuple(self._with(*torch.tensor(cell, dtype=torch.float64).unbind(1)) for cell in cells)
+
+    def _require_one_box(self) -> None:
+        if self.lower.ndim != 1:
+            raise SpecError("a geometric set with a box per sample cannot be split; split the sets one by one")
 
     def stack(self, others: Sequence[PerturbationSet]) -> PerturbationSet:
         for other in others:

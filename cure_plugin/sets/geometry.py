@@ -372,7 +372,8 @@ class _Interpolant:
             least = value if least is None else torch.minimum(least, value)
             most = value if most is None else torch.maximum(most, value)
         assert least is not None and most is not None
-        return least.permute(0, 3, 1, 2), most.permute(0, 3, 1, 2)
+        # auto_LiRPA reshapes bounds with view()
+        return least.permute(0, 3, 1, 2).contiguous(), most.permute(0, 3, 1, 2).contiguous()
 
     def _breakpoints(self, low: Tensor, high: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
         """Both ends of the intervals and all integers between; short intervals repeat their end."""

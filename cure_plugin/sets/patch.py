@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,10 @@ from cure_plugin.errors import SpecError
 from cure_plugin.sets.base import PerturbationSet, check_batch, check_domain
 from cure_plugin.sets.lp import PerturbationLpBall
 from cure_plugin.sets.rows import Rows
-from cure_plugin.sets.windows import pixel_gain, smallest_square_sum
+from cure_plugin.sets.windows import crop, pixel_gain, smallest_overlap_sum, smallest_square_sum
+
+_PARTITION_SIDE = 3
+"""Positions per side of the blocks that branch and bound starts from."""
 
 
 class PerturbationPatch(PerturbationSet):
@@ -100,9 +104,31 @@ class PerturbationPatch(PerturbationSet):
         Pixels out of the block's reach have no room, so a square that sticks out of the reach covers no
         more than one inside it.
         """
+        return self._over_image(x, rows) if rows.whole else self._over_windows(x, rows)
+
+    def _over_image(self, x: Tensor, rows: Rows) -> Tensor:
+        """Rows over the whole image: only the part within reach is looked at."""
+        ends = self.positions(x)
+        size = (ends[:, 1::2] - ends[:, ::2]).amax(0).tolist()
+        height, width = size[0] + self.height, size[1] + self.width
+        # blocks of a batch may differ in size; a crop that would leave the image is moved inside
+        top = ends[:, 0].clamp(max=x.shape[2] - height)
+        left = ends[:, 2].clamp(max=x.shape[3] - width)
+        a = rows.coefficients.unflatten(-1, rows.window).expand(x.shape[0], -1, -1, -1, -1)
+        a, down, up = (crop(t, top, left, height, width) for t in (a, *self._room(x)))
+        gain = torch.minimum(a * down.unsqueeze(1), a * up.unsqueeze(1)).sum(2)
+        return smallest_square_sum(gain, self.height, self.width)
+
+    def _over_windows(self, x: Tensor, rows: Rows) -> Tensor:
+        """Rows over windows of the image: only the windows within reach are looked at."""
         down, up = (rows.pick(t) for t in self._room(x))
-        gain = pixel_gain(rows.coefficients, down, up, rows.window)
-        return smallest_square_sum(gain, rows.extent(self.height), rows.extent(self.width))
+        shape = torch.broadcast_shapes(rows.coefficients.shape, down.shape)
+        touched = ((down != 0) | (up != 0)).any(-1).expand(shape[:-1])
+        a, down, up = (t.expand(shape)[touched] for t in (rows.coefficients, down, up))
+        gain = pixel_gain(a, down, up, rows.window)
+        result = gain.new_zeros(shape[:-1])
+        result[touched] = smallest_overlap_sum(gain, rows.extent(self.height), rows.extent(self.width))
+        return result
 
     def project(self, x: Tensor, point: Tensor) -> Tensor:
         """Keep the square of the block with the largest change, clipped to the domain; undo the rest."""
@@ -156,9 +182,7 @@ class PerturbationPatch(PerturbationSet):
         Raises:
             SpecError: more than one image; split the sets of a batch one by one.
         """
-        if x.shape[0] != 1:
-            raise SpecError(f"split works on one image (1, C, H, W), got {tuple(x.shape)}")
-        r0, r1, c0, c1 = (int(end) for end in self.positions(x)[0])
+        r0, r1, c0, c1 = self._only_block(x)
         if r1 == r0 and c1 == c0:
             return ()
         if r1 - r0 >= c1 - c0:
@@ -167,7 +191,30 @@ class PerturbationPatch(PerturbationSet):
         else:
             middle = (c0 + c1) // 2
             halves = ((r0, r1, c0, middle), (r0, r1, middle + 1, c1))
-        return tuple(PerturbationPatch(self.height, self.width, half, self.domain) for half in halves)
+        return tuple(self._with_block(half) for half in halves)
+
+    def partition(self, x: Tensor) -> tuple[PerturbationSet, ...]:
+        """Blocks of a few neighbouring positions: large ones are bounded too loosely to be worth a try.
+
+        Raises:
+            SpecError: as :meth:`split`.
+        """
+        r0, r1, c0, c1 = self._only_block(x)
+        corners = itertools.product(range(r0, r1 + 1, _PARTITION_SIDE), range(c0, c1 + 1, _PARTITION_SIDE))
+        return tuple(
+            self._with_block((r, min(r + _PARTITION_SIDE - 1, r1), c, min(c + _PARTITION_SIDE - 1, c1)))
+            for r, c in corners
+        )
+
+    def _only_block(self, x: Tensor) -> tuple[int, int, int, int]:
+        """The block of positions around one image."""
+        if x.shape[0] != 1:
+            raise SpecError(f"split works on one image (1, C, H, W), got {tuple(x.shape)}")
+        r0, r1, c0, c1 = self.positions(x)[0].tolist()
+        return r0, r1, c0, c1
+
+    def _with_block(self, block: tuple[int, int, int, int]) -> PerturbationPatch:
+        return PerturbationPatch(self.height, self.width, block, self.domain)
 
     def stack(self, others: Sequence[PerturbationSet]) -> PerturbationSet:
         blocks = []

@@ -31,6 +31,7 @@ class Rows:
         restore: maps a result (...) to the layout that auto_LiRPA expects.
         window: the input shape whose product is K: the whole input, or the (c, kh, kw) a row sees.
         extent: how many neighbouring window entries a run of so many pixels covers at most.
+        whole: every row sees the whole input, entry by entry in its order.
     """
 
     coefficients: Tensor
@@ -39,6 +40,7 @@ class Rows:
     restore: Callable[[Tensor], Tensor]
     window: tuple[int, ...]
     extent: Callable[[int], int] = int
+    whole: bool = False
 
     def negated(self) -> Rows:
         """The rows times -1: a maximum is minus their minimum."""
@@ -53,6 +55,7 @@ def rows_of_matrix(matrix: Tensor, input_shape: tuple[int, ...]) -> Rows:
         per_sample=lambda value: value.view(-1, 1, 1),
         restore=lambda result: result,
         window=input_shape,
+        whole=True,
     )
 
 

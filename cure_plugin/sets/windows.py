@@ -17,13 +17,19 @@ def pixel_gain(a: Tensor, low: Tensor, high: Tensor, window: tuple[int, ...]) ->
 
 
 def smallest_square_sum(gain: Tensor, height: int, width: int) -> Tensor:
-    """Smallest sum of ``gain`` (..., h, w) <= 0 over all height x width squares, also those that stick out; (...).
-
-    A square that sticks out of the window covers no more than one that is moved inside, so it cannot
-    be smaller where the window is the whole image; where the window is a part of the image, squares
-    that reach into it from outside are the ones that matter.
-    """
-    padded = F.pad(gain, (width - 1, width - 1, height - 1, height - 1))
-    flat = padded.flatten(0, -3).unsqueeze(1)
-    sums = F.avg_pool2d(flat, (height, width), stride=1) * (height * width)
+    """Smallest sum of ``gain`` (..., h, w) over all height x width squares inside the window; (...)."""
+    sums = F.avg_pool2d(gain.flatten(0, -3).unsqueeze(1), (height, width), stride=1) * (height * width)
     return sums.flatten(1).amin(1).view(gain.shape[:-2])
+
+
+def smallest_overlap_sum(gain: Tensor, height: int, width: int) -> Tensor:
+    """As :func:`smallest_square_sum` for ``gain`` <= 0, over squares that reach into the window from outside too."""
+    return smallest_square_sum(F.pad(gain, (width - 1, width - 1, height - 1, height - 1)), height, width)
+
+
+def crop(image: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+    """The height x width pixels of each ``image`` (B, ..., H, W) from row ``top`` and column ``left``, (B,) each."""
+    sample = torch.arange(image.shape[0], device=image.device).view(-1, 1, 1)
+    rows = (top[:, None] + torch.arange(height, device=image.device)).unsqueeze(2)
+    columns = (left[:, None] + torch.arange(width, device=image.device)).unsqueeze(1)
+    return image.movedim((-2, -1), (1, 2))[sample, rows, columns].movedim((1, 2), (-2, -1))

@@ -1,0 +1,60 @@
+"""What soundness tests share: bounds by stock auto_LiRPA, and how far an attack gets beside them."""
+
+from __future__ import annotations
+
+import torch
+from auto_LiRPA import BoundedTensor
+from torch import Tensor, nn
+
+from cure_plugin import PerturbationSet
+from cure_plugin.attacks import pgd
+from cure_plugin.bounds.module import bounded_module, default_dtype
+
+_SAMPLES_AT_A_TIME = 1000
+
+
+def bounds(
+    net: nn.Module, x: Tensor, perturbation: PerturbationSet, method: str, alpha_iterations: int = 20
+) -> tuple[Tensor, Tensor]:
+    """(lower, upper) of the logits, (B, C) each."""
+    # auto_LiRPA 0.3 multiplies by a plain constant, and pools, in matrix mode only
+    options = {"conv_mode": "matrix", "optimize_bound_args": {"iteration": alpha_iterations}}
+    bounded = bounded_module(net, tuple(x.shape[1:]), options)
+    with default_dtype(x.dtype):
+        lower, upper = bounded.compute_bounds(x=(BoundedTensor(x, perturbation),), method=method)
+    return lower.detach(), upper.detach()
+
+
+def extremes(
+    net: nn.Module, x: Tensor, perturbation: PerturbationSet, samples: int, optimised: int
+) -> tuple[Tensor, Tensor]:
+    """The lowest and highest logits (B, C) that sampling and gradient ascent reach in the set."""
+    with torch.no_grad():
+        lowest = highest = net(x)
+        repeated = x.repeat(_SAMPLES_AT_A_TIME, 1, 1, 1)
+        for _ in range(-(-samples // len(repeated))):
+            output = net(perturbation.sample(repeated)).view(_SAMPLES_AT_A_TIME, *lowest.shape)
+            lowest, highest = torch.minimum(lowest, output.amin(0)), torch.maximum(highest, output.amax(0))
+    each = -(-optimised // (2 * lowest.numel()))
+    start = x.repeat(each, 1, 1, 1)
+    y = torch.zeros(len(start), dtype=torch.long)
+    for j in range(lowest.shape[1]):
+        for sign in (1, -1):
+            point = pgd(net, start, y, perturbation, 20, lambda z, _, j=j, sign=sign: sign * z[:, j])
+            with torch.no_grad():
+                output = net(point).view(each, *lowest.shape)
+            lowest, highest = torch.minimum(lowest, output.amin(0)), torch.maximum(highest, output.amax(0))
+    return lowest, highest
+
+
+def crossing(lower: Tensor, upper: Tensor, reached: tuple[Tensor, Tensor]) -> float:
+    """How far the logits reached cross a bound (not positive: none does)."""
+    lowest, highest = reached
+    return max(float((lower - lowest).max()), float((highest - upper).max()))
+
+
+def violation(
+    net: nn.Module, x: Tensor, perturbation: PerturbationSet, lower: Tensor, upper: Tensor, samples: int, optimised: int
+) -> float:
+    """:func:`crossing` of the :func:`extremes`."""
+    return crossing(lower, upper, extremes(net, x, perturbation, samples, optimised))
