@@ -41,4 +41,4 @@ def test_comparison_counts_the_images_that_are_left() -> None:
         certifier, test, "R(2)", lambda: bench_sets.PerturbationGeometric.parse("R(2)"), ("CROWN",), by_boxes
     )
     assert row["attacked"] + row["splitting"]["proved"] <= 8
-    assert 0 < row["splitting"]["pieces_per_image"] and row["other"]["proved"] <= 8 - row["attacked"]
+    assert row["splitting"]["pieces_per_image"] > 0 and row["other"]["proved"] <= 8 - row["attacked"]
