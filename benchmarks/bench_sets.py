@@ -144,9 +144,10 @@ def compare(
     text: str,
     make: Callable[[], PerturbationSet],
     methods: tuple[str, ...],
+    budget: int,
     other: Callable[[Tensor, Tensor], bool],
 ) -> dict[str, Any]:
-    """Splitting against another way on the images that the attack does not break."""
+    """Splitting into at most ``budget`` pieces against another way, on the images that the attack does not break."""
     x, y = data.batch(slice(0, len(data)))
     torch.manual_seed(0)
     found, _ = find_counterexample(certifier.net, x, y, make(), 40, 5)
@@ -157,7 +158,7 @@ def compare(
     for i in tqdm(left, desc=text):
         image, label = x[i : i + 1], y[i : i + 1]
         started = time.perf_counter()
-        results.append(prove_by_splitting(certifier, image, label, make(), methods))
+        results.append(prove_by_splitting(certifier, image, label, make(), methods, budget))
         middle = time.perf_counter()
         others.append(other(image, label))
         seconds[0] += middle - started
@@ -196,6 +197,7 @@ def bench_geometric(certifier: Certifier, data: ImageData) -> list[dict[str, Any
             text,
             lambda text=text: PerturbationGeometric.parse(text),  # type: ignore[misc]
             ("CROWN",),
+            len(cells[0]),
             lambda x, y, whole=whole, cells=cells: proved_by_boxes(certifier, x, y, whole.names, cells),  # type: ignore[misc]
         )
         rows.append({**row, "boxes": len(cells[0])})
@@ -211,6 +213,7 @@ def bench_patch(certifier: Certifier, data: ImageData) -> dict[str, Any]:
         "patch=5x5",
         lambda: PerturbationPatch(5, 5),
         methods,
+        1000,
         lambda x, y: proved_alone(certifier, x, y, whole),
     )
 

@@ -69,7 +69,35 @@ def demo_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"demo": demo_table}
+def sets_table() -> str:
+    """The figures of bench_sets.py as Markdown tables."""
+    entry = json.loads((RESULTS / "sets.json").read_text())
+    figures = entry["figures"]
+    lines = [
+        "| rotation hull, mean pixel width | ours / sampled truth | CGT's interval / sampled truth |",
+        "|---|---|---|",
+    ]
+    for name in dict.fromkeys(row["data"] for row in figures["hull"]):
+        ratios = [
+            [row[key] / row["truth"] for row in figures["hull"] if row["data"] == name] for key in ("hull", "cgt")
+        ]
+        cells = [f"{min(ratio):.2f} to {max(ratio):.2f}" for ratio in ratios]
+        lines.append(f"| {name}, 0.25 and 1 degree at 0, 10, 30 | {cells[0]} | {cells[1]} |")
+    lines += ["", "| set | images (broken by the attack) | splitting: proved, pieces per image, s | fixed: proved, s |"]
+    lines.append("|---|---|---|---|")
+    for row in (*figures["geometric"], figures["patch"]):
+        ours, other = row["splitting"], row["other"]
+        fixed = f"{row['boxes']} boxes, IBP" if "boxes" in row else "each position, CROWN"
+        lines.append(
+            f"| {row['set']} | {row['images']} ({row['attacked']}) | {ours['proved']}, {ours['pieces_per_image']:.1f}, "
+            f"{ours['seconds']:.0f} | {fixed}: {other['proved']}, {other['seconds']:.0f} |"
+        )
+    hardware_text = f"{entry['hardware']['cores']} cores, {entry['hardware']['cpu']}"
+    lines += ["", f"{hardware_text}, commit {entry['commit']}, `{entry['command']}`."]
+    return "\n".join(lines)
+
+
+TABLES = {"demo": demo_table, "sets": sets_table}
 
 
 def render() -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from cure_plugin.certification.certifier import Certifier, required_margin
 from cure_plugin.sets import PerturbationSet
+
+_COSTLY_PIECES = 4
+"""Pieces handed to the later, costly methods at a time: few, as one of them may settle the image."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,16 @@ class SplitResult:
     margin: float
 
 
+@dataclass(frozen=True, order=True)
+class _Open:
+    """A piece not yet proved: its best bound, the index of the next method, and what makes the order total."""
+
+    bound: float
+    method: int
+    tie: int
+    piece: PerturbationSet = field(compare=False)
+
+
 def prove_by_splitting(
     certifier: Certifier,
     x: Tensor,
@@ -37,55 +51,49 @@ def prove_by_splitting(
     methods: Sequence[str] = ("CROWN",),
     budget: int = 1000,
 ) -> SplitResult:
-    """Bound the set; split what is not proved, worst first, until all is proved or hope is lost.
+    """Bound the set in pieces; split what no method proves, until all is proved or hope is lost.
+
+    The pieces with the worst bounds come first, so an image that cannot be proved is found out early: at
+    a piece that cannot be split further.
 
     Args:
         certifier: bounds up to ``batch_size`` pieces at a time.
         x: one image (1, *input); y: its label (1,).
-        methods: bound methods tried on a piece, in this order.
+        methods: bound methods tried on a piece, in this order; the cheapest first.
         budget: pieces to bound at most.
     """
     with torch.no_grad():
         needed = float(required_margin(certifier.net(x)))
     tie = itertools.count()
-    pending = [(0.0, next(tie), piece) for piece in perturbation.partition(x)]
-    bounded, smallest = 0, float("inf")
+    pending = [_Open(-math.inf, 0, next(tie), piece) for piece in perturbation.partition(x)]
+    pieces, smallest = 0, math.inf
     while pending:
-        count = min(len(pending), certifier.batch_size)
-        if bounded + count > budget:
-            return SplitResult(False, bounded, pending[0][0])
-        pieces = [heapq.heappop(pending)[2] for _ in range(count)]
-        bounds = _bounds(certifier, x, y, pieces, methods, needed)
-        bounded += count
-        for piece, bound in zip(pieces, bounds, strict=True):
+        method = pending[0].method
+        count = certifier.batch_size if method == 0 else _COSTLY_PIECES
+        chosen = [heapq.heappop(pending)]
+        while pending and pending[0].method == method and len(chosen) < count:
+            chosen.append(heapq.heappop(pending))
+        pieces += len(chosen) if method == 0 else 0
+        if pieces > budget:
+            return SplitResult(False, pieces - len(chosen), chosen[0].bound)
+        for one, bound in zip(chosen, _bounds(certifier, x, y, chosen, methods[method]), strict=True):
+            bound = max(bound, one.bound)
             if bound > needed:
                 smallest = min(smallest, bound)
-                continue
-            children = piece.split(x)
-            if not children:
-                return SplitResult(False, bounded, bound)
-            for child in children:
-                heapq.heappush(pending, (bound, next(tie), child))
-    return SplitResult(True, bounded, smallest)
+            elif method + 1 < len(methods):
+                heapq.heappush(pending, _Open(bound, method + 1, next(tie), one.piece))
+            else:
+                children = one.piece.split(x)
+                if not children:
+                    return SplitResult(False, pieces, bound)
+                for child in children:
+                    heapq.heappush(pending, _Open(bound, 0, next(tie), child))
+    return SplitResult(True, pieces, smallest)
 
 
-def _bounds(
-    certifier: Certifier,
-    x: Tensor,
-    y: Tensor,
-    pieces: Sequence[PerturbationSet],
-    methods: Sequence[str],
-    needed: float,
-) -> list[float]:
-    """The best lower margin of each piece; later methods only see what is not proved yet."""
-    best = [-float("inf")] * len(pieces)
-    for method in methods:
-        left = [i for i, bound in enumerate(best) if bound <= needed]
-        if not left:
-            break
-        chosen = [pieces[i] for i in left]
-        stacked = chosen[0].stack(chosen) if len(chosen) > 1 else chosen[0]
-        repeated = x.expand(len(left), *x.shape[1:])
-        for i, bound in zip(left, certifier.lower_bound(repeated, y.expand(len(left)), stacked, method), strict=True):
-            best[i] = max(best[i], float(bound))
-    return best
+def _bounds(certifier: Certifier, x: Tensor, y: Tensor, chosen: Sequence[_Open], method: str) -> list[float]:
+    """Lower margins of several pieces of one image's set."""
+    pieces = [one.piece for one in chosen]
+    stacked = pieces[0].stack(pieces) if len(pieces) > 1 else pieces[0]
+    repeated = x.expand(len(pieces), *x.shape[1:])
+    return certifier.lower_bound(repeated, y.expand(len(pieces)), stacked, method).tolist()
