@@ -38,7 +38,7 @@ def test_comparison_counts_the_images_that_are_left() -> None:
 
     test = load_data("mnist-slice", False).first(8)
     row = bench_sets.compare(
-        certifier, test, "R(2)", lambda: bench_sets.PerturbationGeometric.parse("R(2)"), ("CROWN",), by_boxes
+        certifier, test, "R(2)", lambda: bench_sets.PerturbationGeometric.parse("R(2)"), ("CROWN",), 100, by_boxes
     )
     assert row["attacked"] + row["splitting"]["proved"] <= 8
     assert row["splitting"]["pieces_per_image"] > 0 and row["other"]["proved"] <= 8 - row["attacked"]
