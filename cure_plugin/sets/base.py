@@ -117,6 +117,12 @@ class PerturbationSet(PerturbationLpNorm, ABC):
         """Whether each ``point`` lies in the set around ``x``, up to ``tolerance`` per coordinate; (B,) bool."""
         return (self.project(x, point) - point).abs().flatten(1).amax(1) <= tolerance
 
+    def radii(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Upper bounds of ||x' - x||_1 and ||x' - x||_2 over the set, (B,) each; those of the box unless overridden."""
+        lower, upper = self.box(x)
+        reach = torch.maximum(x - lower, upper - x).flatten(1)
+        return reach.sum(1), reach.norm(dim=1)
+
     def refines_first_layer(self) -> bool:
         """Whether :meth:`deviation` beats the box hull on the rows of a first linear layer."""
         return True

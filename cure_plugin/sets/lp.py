@@ -99,6 +99,12 @@ class PerturbationLpBall(PerturbationSet):
         down, up = self._room(x)
         return rows.pick(down), rows.pick(up)
 
+    def radii(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        l1, l2 = super().radii(x)
+        if self.p == 1:
+            l1 = torch.minimum(l1, self._radius(x))
+        return (l1, l2) if self.p == math.inf else (l1, torch.minimum(l2, self._radius(x)))
+
     def refines_first_layer(self) -> bool:
         return self.p != math.inf
 

@@ -130,6 +130,13 @@ class PerturbationPatch(PerturbationSet):
         result[touched] = smallest_overlap_sum(gain, rows.extent(self.height), rows.extent(self.width))
         return result
 
+    def radii(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the square that can move furthest."""
+        down, up = self._room(x)
+        reach = torch.maximum(-down, up)
+        l1, l2 = (-smallest_square_sum(-part.sum(1), self.height, self.width) for part in (reach, reach.square()))
+        return l1, l2.clamp(min=0).sqrt()
+
     def project(self, x: Tensor, point: Tensor) -> Tensor:
         """Keep the square of the block with the largest change, clipped to the domain; undo the rest."""
         change = (point.clamp(*self.domain) - x).square().sum(1)

@@ -44,6 +44,10 @@ class PerturbationUnion(PerturbationSet):
     def deviation(self, x: Tensor, rows: Rows) -> Tensor:
         return reduce(torch.minimum, [member.deviation(x, rows) for member in self.members])
 
+    def radii(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        l1, l2 = zip(*(member.radii(x) for member in self.members), strict=True)
+        return reduce(torch.maximum, l1), reduce(torch.maximum, l2)
+
     def refines_first_layer(self) -> bool:
         return any(member.refines_first_layer() for member in self.members)
 

@@ -1,0 +1,155 @@
+"""Margins bounded with norm-coupled ReLUs: CROWN's boxes, tightened by radii, then slopes optimised."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from auto_LiRPA import BoundedModule, BoundedTensor
+from torch import Tensor
+
+from cure_plugin.bounds.coupled_relu import Coupling, coupled
+from cure_plugin.bounds.margins import margin_matrix
+from cure_plugin.bounds.module import default_dtype
+from cure_plugin.bounds.radii import GraphRadii, Radius
+from cure_plugin.sets import PerturbationSet
+
+Box = tuple[Tensor, Tensor]
+
+_DECAY = 0.97
+"""Of the learning rate, per step."""
+
+_BOXES_ARGUMENT = next(
+    name
+    for name in ("intermediate_layer_bounds", "interm_bounds")
+    if name in inspect.signature(BoundedModule.compute_bounds).parameters
+)
+"""What this auto_LiRPA version calls bounds of inner nodes that it shall not compute itself."""
+
+
+@dataclass
+class _State:
+    """One batch: what is asked, and what is known of each ReLU's input so far, by its name.
+
+    Attributes:
+        specification: rows C of the margins. target: what margins have to reach, (B,).
+        start: radius of the input. clean: values at the clean input.
+        boxes: bounds. radius: l2 radii, of the nodes that are done.
+    """
+
+    x: Tensor
+    perturbation: PerturbationSet
+    specification: Tensor
+    target: Tensor
+    start: Radius
+    clean: dict[str, Tensor]
+    boxes: dict[str, Box]
+    radius: dict[str, Tensor] = field(default_factory=dict)
+
+
+class CoupledBounds:
+    """Lower bounds of margins over sets that have an l2 radius, never below CROWN's.
+
+    Args:
+        bounded: auto_LiRPA's wrapper of a net in eval mode, whose weights stay as they are.
+        iterations: optimisation steps of the slopes for the margins.
+        layer_iterations: the same for the bounds of fully connected layers.
+        convolution_iterations: the same for convolutions after the first.
+        learning_rate: Adam's, of the slopes.
+    """
+
+    def __init__(
+        self,
+        bounded: BoundedModule,
+        iterations: int = 30,
+        layer_iterations: int = 15,
+        convolution_iterations: int = 5,
+        learning_rate: float = 0.1,
+    ) -> None:
+        self.bounded = bounded
+        self.iterations, self.layer_iterations = iterations, layer_iterations
+        self.convolution_iterations, self.learning_rate = convolution_iterations, learning_rate
+        self._radii = GraphRadii()
+
+    def lower_margins(
+        self, x: Tensor, y: Tensor, perturbation: PerturbationSet, target: Tensor | None = None
+    ) -> Tensor:
+        """Lower bounds of z_y - z_j for j != y over the set around ``x``, (B, C - 1).
+
+        Args:
+            target: stop early once every margin is above it, (B,); default: 0.
+        """
+        with default_dtype(x.dtype):
+            specification = margin_matrix(y, int(self.bounded.final_shape[-1])).to(x)
+            with torch.no_grad():
+                self.bounded(x)
+                nodes = [relu.inputs[0] for relu in self.bounded.relus]
+                clean = {node.name: node.forward_value.detach() for node in nodes}
+                best, _ = self.bounded.compute_bounds(
+                    x=(BoundedTensor(x, perturbation),), C=specification, method="CROWN", bound_upper=False
+                )
+                boxes = {n.name: (n.lower.detach(), n.upper.detach()) for n in nodes if n.perturbed}
+            start = Radius(*perturbation.radii(x))
+            target = x.new_zeros(len(x)) if target is None else target.to(x)
+            state = _State(x, perturbation, specification, target, start, clean, boxes)
+            for node in nodes:
+                if node.name in boxes:
+                    self._tighten(node, state)
+            found, _ = self._optimise(state, None, self.iterations)
+            return torch.maximum(best, found)
+
+    def _tighten(self, node: Any, state: _State) -> None:
+        """Intersect the box of a ReLU's input with what radii and coupled bounds say, then set its radius."""
+        value, boxes = state.clean[node.name], state.boxes
+        with torch.no_grad():
+            reach = self._radii.reach(node, state.start, boxes, state.clean)
+            boxes[node.name] = _intersection(boxes[node.name], (value - reach, value + reach))
+        iterations = self.layer_iterations if value.ndim == 2 else self.convolution_iterations
+        if state.radius and iterations:
+            boxes[node.name] = _intersection(boxes[node.name], self._optimise(state, node, iterations))
+        with torch.no_grad():
+            lower, upper = boxes[node.name]
+            own = torch.maximum(value - lower, upper - value).flatten(1).norm(dim=1)
+            state.radius[node.name] = torch.minimum(self._radii.at(node, state.start, boxes, state.clean).l2, own)
+
+    def _optimise(self, state: _State, node: Any, iterations: int) -> tuple[Tensor, Tensor]:
+        """Best bounds over slopes and multipliers: (lower, upper) of ``node``; for None of the margins (upper: inf)."""
+        coupling = Coupling((node or self.bounded.final_node()).name, state.clean, state.radius)
+        given = {name: [*box] for name, box in state.boxes.items() if node is None or name != node.name}
+        reference = {} if node is None else {node.name: [*state.boxes[node.name]]}
+        optimiser: torch.optim.Adam | None = None
+        best: tuple[Tensor, Tensor] | None = None
+        for step in range(iterations):
+            with coupled(coupling), torch.enable_grad():
+                margins, _ = self.bounded.compute_bounds(
+                    x=(BoundedTensor(state.x, state.perturbation),),
+                    C=state.specification,
+                    method="CROWN",
+                    bound_upper=False,
+                    aux_reference_bounds=reference,
+                    **{_BOXES_ARGUMENT: given},
+                )
+            bounds = (margins, torch.full_like(margins, torch.inf)) if node is None else (node.lower, node.upper)
+            found = bounds[0].detach(), bounds[1].detach()
+            best = found if best is None else _intersection(best, found)
+            settled = node is None and bool((best[0] > state.target.unsqueeze(1)).all())
+            if step + 1 == iterations or settled or not coupling.slopes:
+                break
+            loss = -margins.sum() if node is None else (bounds[1] - bounds[0]).sum()
+            slopes = list(coupling.slopes.values())
+            optimiser = optimiser or torch.optim.Adam(slopes, lr=self.learning_rate)
+            for slope, gradient in zip(slopes, torch.autograd.grad(loss, slopes, allow_unused=True), strict=True):
+                slope.grad = gradient
+            optimiser.step()
+            with torch.no_grad():
+                for slope in slopes:
+                    slope.clamp_(0, 1)
+            optimiser.param_groups[0]["lr"] *= _DECAY
+        assert best is not None
+        return best
+
+
+def _intersection(one: Box, other: Box) -> Box:
+    return torch.maximum(one[0], other[0]), torch.minimum(one[1], other[1])

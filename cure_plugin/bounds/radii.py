@@ -1,0 +1,152 @@
+"""How far the values at a node can move in all: l1 and l2 radii through a BoundedModule's graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cure_plugin.bounds.norms import column_norms, convolution_norm, matrix_norm
+
+_ROUNDED_UP = 1 + 1e-6
+"""Relative widening of norms computed in the net's own precision."""
+
+
+@dataclass(frozen=True)
+class Radius:
+    """Upper bounds of ||v - v(clean)|| over the set, per sample; infinite where unknown.
+
+    Attributes:
+        l1, l2: (B,) each.
+    """
+
+    l1: Tensor
+    l2: Tensor
+
+    def times(self, factor: float) -> Radius:
+        return Radius(self.l1 * factor, self.l2 * factor)
+
+    def plus(self, other: Radius) -> Radius:
+        return Radius(self.l1 + other.l1, self.l2 + other.l2)
+
+
+class GraphRadii:
+    """Radii of every node that linear layers, normalisation, sums and ReLUs separate from the input.
+
+    The norms of the layers are computed once, so build a new object after the weights have changed.
+    """
+
+    def __init__(self) -> None:
+        self._norms: dict[str, tuple[float, float, float]] = {}
+
+    def at(self, node: Any, start: Radius, boxes: dict[str, tuple[Tensor, Tensor]], clean: dict[str, Tensor]) -> Radius:
+        """Radius at ``node``.
+
+        Args:
+            start: radius of the input. boxes: bounds (lower, upper) of ReLU inputs by name. clean: values there.
+        """
+        kind = type(node).__name__
+        if kind == "BoundInput":
+            return start
+        sources = [parent for parent in node.inputs if parent.perturbed]
+        below = [self.at(parent, start, boxes, clean) for parent in sources]
+        if kind == "BoundAdd" or kind == "BoundSub":
+            total = below[0]
+            for one in below[1:]:
+                total = total.plus(one)
+            return total
+        if len(below) == 1:
+            if kind in ("BoundFlatten", "BoundReshape", "BoundUnsqueeze", "BoundSqueeze", "BoundDropout"):
+                return below[0]
+            if kind == "BoundRelu":
+                return self._through_relu(node, below[0], boxes, clean)
+            norms = self._layer_norms(node)
+            if norms is not None:
+                spectral, column_l1, column_l2 = norms
+                return Radius(below[0].l1 * column_l1, torch.minimum(below[0].l2 * spectral, below[0].l1 * column_l2))
+        unknown = torch.full_like(start.l2, torch.inf)
+        return Radius(unknown, unknown)
+
+    def reach(
+        self, node: Any, start: Radius, boxes: dict[str, tuple[Tensor, Tensor]], clean: dict[str, Tensor]
+    ) -> Tensor:
+        """How far each single value at a linear ``node`` can move: its row's dual norm times the radius below.
+
+        Returns:
+            Broadcastable to (B, *shape); infinite where the kind of node is unknown.
+        """
+        kind = type(node).__name__
+        sources = [parent for parent in node.inputs if parent.perturbed]
+        if kind in ("BoundAdd", "BoundSub"):
+            return torch.stack([self.reach(parent, start, boxes, clean) for parent in sources]).sum(0)
+        shape = (-1, *[1] * (len(node.output_shape) - 1))
+        if len(sources) == 1 and kind == "BoundBatchNormalization":
+            weight, _, _, variance = _constants(node)[:4]
+            scale = (weight / (variance + node.eps).sqrt()).abs() * _ROUNDED_UP
+            return self.reach(sources[0], start, boxes, clean) * scale.view(1, -1, *shape[2:])
+        if len(sources) != 1 or kind not in ("BoundConv", "BoundLinear"):
+            return torch.full_like(start.l2, torch.inf).view(shape)
+        weight = _constants(node)[0]
+        if kind == "BoundLinear":
+            weight = (weight if node.transB else weight.T) * float(getattr(node, "alpha_linear", node.alpha))
+        rows = weight.flatten(1)
+        below = self.at(sources[0], start, boxes, clean)
+        by_l2 = below.l2.unsqueeze(1) * rows.norm(dim=1)
+        by_l1 = below.l1.unsqueeze(1) * rows.abs().amax(1)
+        return torch.minimum(by_l2, by_l1).view(len(start.l2), -1, *shape[2:]) * _ROUNDED_UP
+
+    def _through_relu(
+        self, node: Any, below: Radius, boxes: dict[str, tuple[Tensor, Tensor]], clean: dict[str, Tensor]
+    ) -> Radius:
+        """A ReLU moves no value further than its input, and none outside the ReLU of its bounds."""
+        name = node.inputs[0].name
+        if name not in boxes:
+            return below
+        lower, upper = (end.clamp(min=0).flatten(1) for end in boxes[name])
+        value = clean[name].clamp(min=0).flatten(1)
+        reach = torch.maximum(value - lower, upper - value)
+        return Radius(torch.minimum(below.l1, reach.sum(1)), torch.minimum(below.l2, reach.norm(dim=1)))
+
+    def _layer_norms(self, node: Any) -> tuple[float, float, float] | None:
+        """(spectral, largest column l1, largest column l2) norm of a linear node, kept; None where unknown."""
+        if node.name not in self._norms:
+            norms = _norms_of(node)
+            if norms is None:
+                return None
+            self._norms[node.name] = norms
+        return self._norms[node.name]
+
+
+def _constants(node: Any) -> list[Tensor]:
+    return [parent.forward_value if hasattr(parent, "forward_value") else parent.value for parent in node.inputs[1:]]
+
+
+def _norms_of(node: Any) -> tuple[float, float, float] | None:
+    kind = type(node).__name__
+    if kind == "BoundConv":
+        weight = _constants(node)[0]
+        if weight.ndim != 4 or node.groups != 1:
+            return None
+        stride, padding, dilation = (_pair(value) for value in (node.stride, node.padding, node.dilation))
+        size = _pair(node.inputs[0].output_shape[2:])
+        return (convolution_norm(weight, stride, padding, dilation, size), *column_norms(weight, stride, dilation))
+    if kind == "BoundLinear":
+        weight = _constants(node)[0]
+        weight = weight if getattr(node, "transB", 1) else weight.T
+        if getattr(node, "transA", 0) or weight.ndim != 2:
+            return None
+        factor = abs(float(getattr(node, "alpha_linear", getattr(node, "alpha", 1.0))))
+        columns = weight.detach().double() * factor
+        return matrix_norm(columns), float(columns.abs().sum(0).max()), float(columns.norm(dim=0).max())
+    if kind == "BoundBatchNormalization":
+        weight, _, _, variance = _constants(node)[:4]
+        scale = float((weight.double() / (variance.double() + node.eps).sqrt()).abs().max()) * (1 + 1e-6)
+        return scale, scale, scale
+    return None
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    first, second = values
+    return int(first), int(second)

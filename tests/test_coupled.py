@@ -1,0 +1,170 @@
+"""Norm-coupled ReLU bounds: the closed form, the norms under it, never looser than CROWN, never crossed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from bound_checks import crossing, extremes
+from conftest import SIDE, small_net
+from test_table import Residual
+from torch import Tensor, nn
+
+from cure_plugin import PerturbationLpBall, PerturbationPatch, PerturbationSet, PerturbationUnion
+from cure_plugin.bounds import coupled_relu
+from cure_plugin.bounds.coupled import CoupledBounds
+from cure_plugin.bounds.coupled_relu import coupled_offset
+from cure_plugin.bounds.margins import lower_margins
+from cure_plugin.bounds.module import bounded_module
+from cure_plugin.bounds.norms import column_norms, convolution_norm, matrix_norm
+from cure_plugin.bounds.radii import GraphRadii, Radius
+
+SETS: dict[str, PerturbationSet] = {
+    "l2": PerturbationLpBall(2, 0.6),
+    "l1": PerturbationLpBall(1, 1.5),
+    "linf": PerturbationLpBall(float("inf"), 0.05),
+    "patch": PerturbationPatch(2, 2),
+    "union": PerturbationUnion([PerturbationLpBall(2, 0.5), PerturbationLpBall(1, 1.0)]),
+}
+
+
+def convolution_matrix(weight: Tensor, size: int, **options: int) -> Tensor:
+    """The dense matrix (outputs, inputs) of a convolution."""
+    shape = (1, weight.shape[1], size, size)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda v: F.conv2d(v, weight, None, **options), torch.zeros(shape).double()
+    )
+    return jacobian.reshape(-1, weight.shape[1] * size * size)
+
+
+@pytest.mark.parametrize(
+    "stride, padding, dilation, kernel", [(1, 1, 1, 3), (2, 1, 1, 4), (2, 0, 1, 3), (3, 2, 2, 3), (1, 0, 1, 1)]
+)
+def test_convolution_norms_bound_the_dense_matrix(stride: int, padding: int, dilation: int, kernel: int) -> None:
+    weight = torch.randn(5, 2, kernel, kernel, dtype=torch.float64)
+    matrix = convolution_matrix(weight, 9, stride=stride, padding=padding, dilation=dilation)
+    exact = float(torch.linalg.svdvals(matrix)[0])
+    pairs = (stride, stride), (padding, padding), (dilation, dilation)
+    bound = convolution_norm(weight, *pairs, (9, 9))
+    assert exact <= bound <= 1.25 * exact
+    assert matrix_norm(matrix) == pytest.approx(exact, rel=1e-6)
+    l1, l2 = column_norms(weight, pairs[0], pairs[2])
+    assert float(matrix.abs().sum(0).max()) <= l1 * (1 + 1e-9)
+    assert float(matrix.norm(dim=0).max()) <= l2 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_offset_holds_for_any_slope_and_multiplier_and_is_attained(seed: int) -> None:
+    torch.manual_seed(seed)
+    size = 6
+    clean, a = torch.randn(size).double(), torch.randn(size).double()
+    lower, upper = clean - torch.rand(size).double(), clean + torch.rand(size).double()
+    radius = torch.tensor(0.1 + float(torch.rand(()))).double()
+    slope = a * torch.rand(size).double()
+    direction = torch.randn(20_000, size).double()
+    length = radius * torch.rand(20_000, 1).double() ** (1 / size)
+    points = clean + direction / direction.norm(dim=1, keepdim=True) * length
+    points = torch.minimum(torch.maximum(points, lower), upper)  # clipping towards the centre stays in the ball
+    gaps = []
+    for multiplier in (0.0, 0.1, 1.0, 10.0, 1e4):
+        offset, _ = coupled_offset(a, slope, torch.tensor(multiplier).double(), (lower, upper), clean, radius)
+        gap = (points.relu() @ a - points @ slope - offset).min()
+        assert float(gap) >= -1e-9
+        gaps.append(float(gap))
+    assert min(gaps) < 0.5
+
+
+def random_case(seed: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A net of one of several kinds with weights of a random size, images and labels; float64."""
+    torch.manual_seed(seed)
+    kinds = ("plain", "normalize", "batch-norm", "conv-batch-norm", "linear", "residual")
+    kind = kinds[seed % len(kinds)]
+    net = (Residual().eval() if kind == "residual" else small_net(kind)).double()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(0.5 + 1.5 * float(torch.rand(())))
+    x = torch.rand(2, 1, SIDE, SIDE, dtype=torch.float64)
+    return net, torch.where(x < 0.3, 0.0, x), torch.randint(3, (2,))
+
+
+class Margins(nn.Module):
+    """z_y - z_j for j != y, padded with nothing: three classes give two margins."""
+
+    def __init__(self, net: nn.Module, y: Tensor) -> None:
+        super().__init__()
+        self.net, self.y = net, y
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.net(x)
+        y = self.y.repeat(len(x) // len(self.y))
+        others = torch.tensor([[1, 2], [0, 2], [0, 1]])[y]
+        return z.gather(1, y[:, None]) - z.gather(1, others)
+
+
+def check(seed: int, name: str, samples: int, optimised: int) -> float:
+    """Gain over CROWN; asserts that no point crosses the margins and that no margin is below CROWN's."""
+    net, x, y = random_case(seed)
+    bounded = bounded_module(net, tuple(x.shape[1:]))
+    with torch.no_grad():
+        crown = lower_margins(bounded, x, y, SETS[name], "CROWN")
+    found = CoupledBounds(bounded, 6, 4, 2).lower_margins(x, y, SETS[name], torch.full((2,), torch.inf))
+    assert found.dtype == torch.float64
+    assert bool((found >= crown).all())
+    reached = extremes(Margins(net, y), x, SETS[name], samples, optimised)
+    assert crossing(found, torch.full_like(found, torch.inf), reached) <= 0
+    return float((found - crown).mean())
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("seed", range(6))
+def test_never_looser_than_crown_and_never_crossed(seed: int, name: str) -> None:
+    gain = check(seed, name, 600, 60)
+    assert gain >= 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(500))
+def test_many_nets(seed: int) -> None:
+    for name in ("l2", "l1"):
+        check(seed, name, 2000, 200)
+
+
+def test_tighter_than_crown_where_it_matters() -> None:
+    assert check(1, "l2", 600, 60) > 0.1
+
+
+def test_one_multiplier_step_from_any_start_is_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        coupled_relu, "_search", lambda a, slope, box, clean, radius: 10 ** (4 * torch.rand_like(a[..., 0]) - 2)
+    )
+    for seed in range(6):
+        check(seed, "l2", 600, 60)
+
+
+def test_radii_bound_what_points_of_the_set_do() -> None:
+    for seed in range(6):
+        net, x, _ = random_case(seed)
+        bounded = bounded_module(net, tuple(x.shape[1:]))
+        with torch.no_grad():
+            bounded(x)
+            clean = {relu.inputs[0].name: relu.inputs[0].forward_value for relu in bounded.relus}
+            lower_margins(bounded, x, torch.zeros(2, dtype=torch.long), SETS["l1"], "CROWN")
+            radii, start = GraphRadii(), Radius(*SETS["l1"].radii(x))
+            nodes = [relu.inputs[0] for relu in bounded.relus]
+            l2 = {node.name: radii.at(node, start, {}, clean).l2 for node in nodes}
+            reach = {node.name: radii.reach(node, start, {}, clean) for node in nodes}
+            for _ in range(50):
+                bounded(SETS["l1"].sample(x))
+                for node in nodes:
+                    moved = node.forward_value - clean[node.name]
+                    assert bool((moved.flatten(1).norm(dim=1) <= l2[node.name]).all())
+                    assert bool((moved.abs() <= reach[node.name]).all())
+
+
+def test_stock_bounds_are_untouched_outside_the_context() -> None:
+    net, x, y = random_case(0)
+    bounded = bounded_module(net, tuple(x.shape[1:]))
+    with torch.no_grad():
+        before = lower_margins(bounded, x, y, SETS["l2"], "CROWN")
+        CoupledBounds(bounded, 3, 3, 1).lower_margins(x, y, SETS["l2"])
+        assert torch.equal(before, lower_margins(bounded, x, y, SETS["l2"], "CROWN"))
