@@ -37,8 +37,6 @@ def test_comparison_counts_the_images_that_are_left() -> None:
         return bench_sets.proved_by_boxes(certifier, x, y, whole.names, cells)
 
     test = load_data("mnist-slice", False).first(8)
-    row = bench_sets.compare(
-        certifier, test, "R(2)", lambda: bench_sets.PerturbationGeometric.parse("R(2)"), ("CROWN",), 100, by_boxes
-    )
+    row = bench_sets.compare(certifier, test, "R(2)", lambda: bench_sets.PerturbationGeometric.parse("R(2)"), by_boxes)
     assert row["attacked"] + row["splitting"]["proved"] <= 8
     assert row["splitting"]["pieces_per_image"] > 0 and row["other"]["proved"] <= 8 - row["attacked"]

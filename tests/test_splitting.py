@@ -9,7 +9,6 @@ from torch import nn
 from cure_plugin import PerturbationGeometric, PerturbationPatch, PerturbationSet
 from cure_plugin.attacks import find_counterexample
 from cure_plugin.certification import Certifier
-from cure_plugin.certification.splitting import prove_by_splitting
 from cure_plugin.datasets import load_data
 from cure_plugin.errors import SpecError
 from cure_plugin.sets import set_spec
@@ -26,14 +25,11 @@ def net() -> nn.Module:
 
 @pytest.mark.parametrize("text, count", [("R(8)", 5), ("R(2) Sh(2)", 3), ("patch=2x2", 2)])
 def test_splitting_beats_one_bound_and_no_attack_beats_it(net: nn.Module, text: str, count: int) -> None:
-    certifier = Certifier(net, (1, 28, 28), batch_size=16)
+    certifier = Certifier(net, (1, 28, 28), batch_size=16, pieces=150)
     x, y = load_data("mnist-slice", False).batch(slice(0, count))
     perturbation: PerturbationSet = set_spec(text).build()
     at_once = certifier.lower_bound(x, y, perturbation, "CROWN") > 1e-4
-    results = [
-        prove_by_splitting(certifier, x[i : i + 1], y[i : i + 1], set_spec(text).build(), ("IBP", "CROWN"), 150)
-        for i in range(count)
-    ]
+    results = [certifier.split(x[i : i + 1], y[i : i + 1], set_spec(text).build()) for i in range(count)]
     proved = torch.tensor([result.proved for result in results])
     assert bool((proved | ~at_once).all()) and bool(proved.any())
     found, _ = find_counterexample(net, x, y, perturbation, steps=20)

@@ -63,10 +63,10 @@ class CoupledBounds:
     def __init__(
         self,
         bounded: BoundedModule,
-        iterations: int = 30,
-        layer_iterations: int = 15,
-        convolution_iterations: int = 5,
-        learning_rate: float = 0.1,
+        iterations: int = 60,
+        layer_iterations: int = 30,
+        convolution_iterations: int = 4,
+        learning_rate: float = 0.2,
     ) -> None:
         self.bounded = bounded
         self.iterations, self.layer_iterations = iterations, layer_iterations
@@ -114,6 +114,7 @@ class CoupledBounds:
             own = torch.maximum(value - lower, upper - value).flatten(1).norm(dim=1)
             state.radius[node.name] = torch.minimum(self._radii.at(node, state.start, boxes, state.clean).l2, own)
 
+    @torch.enable_grad()
     def _optimise(self, state: _State, node: Any, iterations: int) -> tuple[Tensor, Tensor]:
         """Best bounds over slopes and multipliers: (lower, upper) of ``node``; for None of the margins (upper: inf)."""
         coupling = Coupling((node or self.bounded.final_node()).name, state.clean, state.radius)
@@ -122,7 +123,7 @@ class CoupledBounds:
         optimiser: torch.optim.Adam | None = None
         best: tuple[Tensor, Tensor] | None = None
         for step in range(iterations):
-            with coupled(coupling), torch.enable_grad():
+            with coupled(coupling):
                 margins, _ = self.bounded.compute_bounds(
                     x=(BoundedTensor(state.x, state.perturbation),),
                     C=state.specification,

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from cure_plugin.bounds.norms import column_norms, convolution_norm, matrix_norm
 
+Norms = tuple[float, float, float]
+"""Spectral norm, largest column l1 norm, largest column l2 norm."""
+
 _ROUNDED_UP = 1 + 1e-6
 """Relative widening of norms computed in the net's own precision."""
 
@@ -35,11 +38,11 @@ class Radius:
 class GraphRadii:
     """Radii of every node that linear layers, normalisation, sums and ReLUs separate from the input.
 
-    The norms of the layers are computed once, so build a new object after the weights have changed.
+    The norms of a layer are computed once and again when its weights have changed.
     """
 
     def __init__(self) -> None:
-        self._norms: dict[str, tuple[float, float, float]] = {}
+        self._known: dict[str, tuple[list[Tensor], Norms]] = {}
 
     def at(self, node: Any, start: Radius, boxes: dict[str, tuple[Tensor, Tensor]], clean: dict[str, Tensor]) -> Radius:
         """Radius at ``node``.
@@ -109,21 +112,23 @@ class GraphRadii:
         reach = torch.maximum(value - lower, upper - value)
         return Radius(torch.minimum(below.l1, reach.sum(1)), torch.minimum(below.l2, reach.norm(dim=1)))
 
-    def _layer_norms(self, node: Any) -> tuple[float, float, float] | None:
-        """(spectral, largest column l1, largest column l2) norm of a linear node, kept; None where unknown."""
-        if node.name not in self._norms:
+    def _layer_norms(self, node: Any) -> Norms | None:
+        """Norms of a linear node, kept until its constants change; None where unknown."""
+        constants = _constants(node)
+        known = self._known.get(node.name)
+        if known is None or not all(torch.equal(*pair) for pair in zip(known[0], constants, strict=True)):
             norms = _norms_of(node)
             if norms is None:
                 return None
-            self._norms[node.name] = norms
-        return self._norms[node.name]
+            known = self._known[node.name] = [constant.detach().clone() for constant in constants], norms
+        return known[1]
 
 
 def _constants(node: Any) -> list[Tensor]:
     return [parent.forward_value if hasattr(parent, "forward_value") else parent.value for parent in node.inputs[1:]]
 
 
-def _norms_of(node: Any) -> tuple[float, float, float] | None:
+def _norms_of(node: Any) -> Norms | None:
     kind = type(node).__name__
     if kind == "BoundConv":
         weight = _constants(node)[0]

@@ -1,4 +1,4 @@
-"""Decide images one set at a time: IBP, attack, CROWN-IBP, CROWN, alpha-CROWN, each on what is left."""
+"""Decide images one set at a time, each stage on what is left: IBP, attack, CROWN, coupled, alpha-CROWN, splitting."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from cure_plugin.attacks import find_counterexample, worst_margin_loss
+from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.bounds.margins import lower_margins
 from cure_plugin.bounds.module import bounded_module
+from cure_plugin.certification.splitting import SplitResult, prove_by_splitting
 from cure_plugin.errors import SpecError
+from cure_plugin.modes import frozen
 from cure_plugin.sets import PerturbationSet
 
-METHODS = ("IBP", "CROWN-IBP", "CROWN", "alpha-CROWN")
+METHODS = ("IBP", "CROWN-IBP", "CROWN", "coupled", "alpha-CROWN", "splitting")
+"""In the order tried. ``coupled`` is for l1 and l2 balls, ``splitting`` for geometric and patch sets, ``alpha-CROWN``
+for all but those."""
+
+BOUND_METHODS = METHODS[:-1]
+"""Those that bound a whole set at once, see :meth:`Certifier.lower_bound`."""
 
 ROUNDING_MARGIN = 1e-5
 """A margin counts as proved only above this share of max(1, largest clean logit).
@@ -41,12 +49,14 @@ class Verdict:
             at the counterexample (<= 0).
         stage: what decided, or the last method tried: ``clean``, ``pgd`` or a bound method.
         seconds: this image's share of the time spent.
+        pieces: how many pieces splitting bounded.
     """
 
     status: str
     margin: float
     stage: str
     seconds: float
+    pieces: int = 0
 
 
 class Certifier:
@@ -58,6 +68,7 @@ class Certifier:
         methods: which bound methods to try, in this order.
         attack_steps, restarts: of the PGD attack.
         alpha_iterations: optimisation steps of alpha-CROWN.
+        pieces: that splitting may bound per image.
         batch_size: images bounded at a time (memory).
 
     Raises:
@@ -73,6 +84,7 @@ class Certifier:
         restarts: int = 2,
         alpha_iterations: int = 20,
         batch_size: int = 20,
+        pieces: int = 1000,
     ) -> None:
         for method in methods:
             if method not in METHODS:
@@ -82,6 +94,7 @@ class Certifier:
             ("restarts", restarts),
             ("alpha_iterations", alpha_iterations),
             ("batch_size", batch_size),
+            ("pieces", pieces),
         ):
             if value < 1:
                 raise SpecError(f"{name} must be at least 1, got {value!r}")
@@ -90,8 +103,9 @@ class Certifier:
         self.methods = tuple(methods)
         self.attack_steps, self.restarts = attack_steps, restarts
         self.alpha_iterations = alpha_iterations
-        self.batch_size = batch_size
+        self.batch_size, self.pieces = batch_size, pieces
         self._bounded = bounded_module(self.net, self.input_shape)
+        self._coupled = CoupledBounds(self._bounded)
 
     def decide(
         self, x: Tensor, y: Tensor, perturbation: PerturbationSet, generator: torch.Generator | None = None
@@ -112,7 +126,7 @@ class Certifier:
         count = x.shape[0]
         status, stage = ["undecided"] * count, ["none"] * count
         margin = torch.full((count,), -torch.inf, dtype=x.dtype)
-        seconds = torch.zeros(count)
+        seconds, pieces = torch.zeros(count), [0] * count
         points = x.clone()
         with torch.no_grad():
             logits = self.net(x)
@@ -120,13 +134,19 @@ class Certifier:
             clean_margin = -worst_margin_loss(logits, y).cpu()
         for index in (clean_margin <= 0).nonzero().flatten().tolist():
             status[index], stage[index], margin[index] = "falsified", "clean", clean_margin[index]
-        for step in ("IBP", "pgd", *(method for method in METHODS if method != "IBP")):
+        for step in self._stages(perturbation):
             left = torch.tensor([i for i in range(count) if status[i] == "undecided"], dtype=torch.long)
-            if left.numel() == 0 or (step != "pgd" and step not in self.methods):
-                continue
+            if left.numel() == 0:
+                break
             started = time.perf_counter()
             if step == "pgd":
                 self._attack(x, y, left, perturbation, generator, status, stage, margin, points)
+            elif step == "splitting":
+                for index in left.tolist():
+                    result = self.split(x[index : index + 1], y[index : index + 1], perturbation)
+                    stage[index], pieces[index] = step, result.pieces
+                    margin[index] = max(float(margin[index]), result.margin)
+                    status[index] = "proved" if result.proved else "undecided"
             else:
                 bound = self.lower_bound(x[left], y[left], perturbation, step)
                 for position, index in enumerate(left.tolist()):
@@ -136,9 +156,18 @@ class Certifier:
                         status[index] = "proved"
             seconds[left] += (time.perf_counter() - started) / left.numel()
         verdicts = [
-            Verdict(status[i], round(float(margin[i]), 6), stage[i], round(float(seconds[i]), 4)) for i in range(count)
+            Verdict(status[i], round(float(margin[i]), 6), stage[i], round(float(seconds[i]), 4), pieces[i])
+            for i in range(count)
         ]
         return verdicts, points
+
+    def _stages(self, perturbation: PerturbationSet) -> list[str]:
+        """What is tried on ``perturbation``, in order."""
+        useless = {"splitting"} if not perturbation.split_methods else {"alpha-CROWN"}
+        if not perturbation.shared_budget:
+            useless.add("coupled")
+        bounds = [method for method in METHODS if method in self.methods and method not in useless]
+        return [*(method for method in bounds if method == "IBP"), "pgd", *(m for m in bounds if m != "IBP")]
 
     def _check(self, x: Tensor, y: Tensor) -> None:
         if tuple(x.shape[1:]) != self.input_shape or y.shape != x.shape[:1]:
@@ -173,24 +202,42 @@ class Certifier:
                 status[index], stage[index], margin[index] = "falsified", "pgd", reached[position]
                 points[index] = candidates[position]
 
+    def split(self, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> SplitResult:
+        """Branch and bound over the pieces of a set around one image (1, *input_shape), label (1,).
+
+        Raises:
+            SpecError: more than one image, or a set without pieces.
+        """
+        self._check(x, y)
+        if x.shape[0] != 1 or not perturbation.split_methods:
+            raise SpecError(f"splitting takes one image and a set with pieces, got {tuple(x.shape)}, {perturbation!r}")
+        with torch.no_grad():
+            needed = float(required_margin(self.net(x)))
+        return prove_by_splitting(self.lower_bound, x, y, perturbation, needed, self.pieces, self.batch_size)
+
     def proved(self, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> Tensor:
-        """Which images the bound methods prove, without any attack; (B,) bool."""
+        """Which images the bound methods prove, without any attack or splitting; (B,) bool."""
         self._check(x, y)
         with torch.no_grad():
             needed = required_margin(self.net(x))
         done = torch.zeros(x.shape[0], dtype=torch.bool)
-        for method in self.methods:
+        for method in self._stages(perturbation):
             left = (~done).nonzero().flatten()
-            if left.numel():
+            if left.numel() and method in BOUND_METHODS:
                 done[left] = self.lower_bound(x[left], y[left], perturbation, method) > needed[left]
         return done
 
     def lower_bound(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> Tensor:
-        """Lower bound of the smallest margin of each image, (B,), by one method."""
+        """Lower bound of the smallest margin of each image, (B,), by one of :data:`BOUND_METHODS`."""
         parts = []
         for start in range(0, x.shape[0], self.batch_size):
             piece = slice(start, start + self.batch_size)
-            if method == "alpha-CROWN":
+            if method == "coupled":
+                with torch.no_grad():
+                    needed = required_margin(self.net(x[piece]))
+                with frozen(self.net):
+                    margins = self._coupled.lower_margins(x[piece], y[piece], perturbation, needed)
+            elif method == "alpha-CROWN":
                 bounded = bounded_module(  # a fresh one: 0.3 carries alphas over from one batch to the next
                     self.net,
                     self.input_shape,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from cure_plugin.certification.certifier import Certifier, required_margin
 from cure_plugin.sets import PerturbationSet
+
+LowerBound = Callable[[Tensor, Tensor, PerturbationSet, str], Tensor]
+"""(x (B, *input), y (B,), set, method) -> lower bound of each image's smallest margin (B,)."""
 
 _COSTLY_PIECES = 4
 """Pieces handed to the later, costly methods at a time: few, as one of them may settle the image."""
@@ -44,12 +45,13 @@ class _Open:
 
 
 def prove_by_splitting(
-    certifier: Certifier,
+    lower_bound: LowerBound,
     x: Tensor,
     y: Tensor,
     perturbation: PerturbationSet,
-    methods: Sequence[str] = ("CROWN",),
-    budget: int = 1000,
+    needed: float,
+    budget: int,
+    batch_size: int,
 ) -> SplitResult:
     """Bound the set in pieces; split what no method proves, until all is proved or hope is lost.
 
@@ -57,26 +59,25 @@ def prove_by_splitting(
     a piece that cannot be split further.
 
     Args:
-        certifier: bounds up to ``batch_size`` pieces at a time.
+        lower_bound: bounds pieces by one of the set's ``split_methods``, the cheapest of which comes first.
         x: one image (1, *input); y: its label (1,).
-        methods: bound methods tried on a piece, in this order; the cheapest first.
-        budget: pieces to bound at most.
+        needed: bound above which a piece counts as proved.
+        budget: pieces to bound at most. batch_size: pieces to bound at a time.
     """
-    with torch.no_grad():
-        needed = float(required_margin(certifier.net(x)))
+    methods = perturbation.split_methods
     tie = itertools.count()
     pending = [_Open(-math.inf, 0, next(tie), piece) for piece in perturbation.partition(x)]
     pieces, smallest = 0, math.inf
     while pending:
         method = pending[0].method
-        count = certifier.batch_size if method == 0 else _COSTLY_PIECES
+        count = batch_size if method == 0 else _COSTLY_PIECES
         chosen = [heapq.heappop(pending)]
         while pending and pending[0].method == method and len(chosen) < count:
             chosen.append(heapq.heappop(pending))
         pieces += len(chosen) if method == 0 else 0
         if pieces > budget:
             return SplitResult(False, pieces - len(chosen), chosen[0].bound)
-        for one, bound in zip(chosen, _bounds(certifier, x, y, chosen, methods[method]), strict=True):
+        for one, bound in zip(chosen, _bounds(lower_bound, x, y, chosen, methods[method]), strict=True):
             bound = max(bound, one.bound)
             if bound > needed:
                 smallest = min(smallest, bound)
@@ -91,9 +92,9 @@ def prove_by_splitting(
     return SplitResult(True, pieces, smallest)
 
 
-def _bounds(certifier: Certifier, x: Tensor, y: Tensor, chosen: Sequence[_Open], method: str) -> list[float]:
+def _bounds(lower_bound: LowerBound, x: Tensor, y: Tensor, chosen: Sequence[_Open], method: str) -> list[float]:
     """Lower margins of several pieces of one image's set."""
     pieces = [one.piece for one in chosen]
     stacked = pieces[0].stack(pieces) if len(pieces) > 1 else pieces[0]
     repeated = x.expand(len(pieces), *x.shape[1:])
-    return certifier.lower_bound(repeated, y.expand(len(pieces)), stacked, method).tolist()
+    return lower_bound(repeated, y.expand(len(pieces)), stacked, method).tolist()

@@ -42,6 +42,12 @@ class PerturbationSet(PerturbationLpNorm, ABC):
     attack_step: float = 0.25
     """Relative size of the first attack step (see :meth:`ascend`)."""
 
+    shared_budget: bool = False
+    """Whether the pixels share one l1 or l2 budget, which norm-coupled bounds make use of."""
+
+    split_methods: tuple[str, ...] = ()
+    """Bound methods worth trying on the pieces of :meth:`partition` and :meth:`split`; empty: no such pieces."""
+
     def __init__(self) -> None:
         super().__init__(eps=0.0, norm=math.inf)
 

@@ -59,6 +59,8 @@ class PerturbationGeometric(PerturbationSet):
     PerturbationGeometric(('R',), [-10.0], [10.0])
     """
 
+    split_methods = ("CROWN",)
+
     def __init__(self, names: Sequence[str], lower: Sequence[float] | Tensor, upper: Sequence[float] | Tensor) -> None:
         super().__init__()
         self.names = tuple(names)

@@ -105,6 +105,10 @@ class PerturbationLpBall(PerturbationSet):
             l1 = torch.minimum(l1, self._radius(x))
         return (l1, l2) if self.p == math.inf else (l1, torch.minimum(l2, self._radius(x)))
 
+    @property
+    def shared_budget(self) -> bool:  # type: ignore[override]
+        return self.p != math.inf
+
     def refines_first_layer(self) -> bool:
         return self.p != math.inf
 

@@ -35,6 +35,7 @@ class PerturbationPatch(PerturbationSet):
     """
 
     attack_step = 0.25
+    split_methods = ("IBP", "CROWN-IBP", "CROWN")
 
     def __init__(
         self,
