@@ -60,18 +60,40 @@ def test_offset_holds_for_any_slope_and_multiplier_and_is_attained(seed: int) ->
     clean, a = torch.randn(size).double(), torch.randn(size).double()
     lower, upper = clean - torch.rand(size).double(), clean + torch.rand(size).double()
     radius = torch.tensor(0.1 + float(torch.rand(()))).double()
-    slope = a * torch.rand(size).double()
+    share = torch.where(lower >= 0, 1.0, torch.where(upper <= 0, 0.0, torch.rand(size).double()))
+    slope = a * share
     direction = torch.randn(20_000, size).double()
     length = radius * torch.rand(20_000, 1).double() ** (1 / size)
     points = clean + direction / direction.norm(dim=1, keepdim=True) * length
     points = torch.minimum(torch.maximum(points, lower), upper)  # clipping towards the centre stays in the ball
     gaps = []
     for multiplier in (0.0, 0.1, 1.0, 10.0, 1e4):
-        offset, _ = coupled_offset(a, slope, torch.tensor(multiplier).double(), (lower, upper), clean, radius)
+        m = torch.tensor([multiplier]).double()
+        offset, _ = coupled_offset(a[None], slope[None], m, (lower, upper), clean, radius)
         gap = (points.relu() @ a - points @ slope - offset).min()
         assert float(gap) >= -1e-9
         gaps.append(float(gap))
     assert min(gaps) < 0.5
+
+
+def test_offset_gradient_matches_finite_differences() -> None:
+    clean, a = torch.randn(3, 5).double(), torch.randn(4, 3, 5).double().requires_grad_()
+    lower, upper = clean - torch.rand(3, 5).double(), clean + torch.rand(3, 5).double()
+    slope = (a.detach() * torch.rand(4, 3, 5).double()).requires_grad_()
+    multiplier, radius = torch.rand(4, 3).double(), torch.rand(3).double()
+    assert torch.autograd.gradcheck(
+        lambda *rows: coupled_offset(*rows, multiplier, (lower, upper), clean, radius)[0], (a, slope)
+    )
+
+
+def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    clean, a = torch.randn(1, 3, 5), torch.randn(4, 3, 5)
+    box = clean - torch.rand(4, 3, 5), clean + torch.rand(4, 3, 5)
+    rest = a * torch.rand(4, 3, 5), torch.rand(4, 3), box, clean, torch.rand(3)
+    whole = coupled_offset(a, *rest)
+    monkeypatch.setattr(coupled_relu, "_CACHED_ELEMENTS", 16)
+    for one, other in zip(whole, coupled_offset(a, *rest), strict=True):
+        assert torch.equal(one, other)
 
 
 def random_case(seed: int) -> tuple[nn.Module, Tensor, Tensor]:

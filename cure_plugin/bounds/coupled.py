@@ -63,7 +63,7 @@ class CoupledBounds:
     def __init__(
         self,
         bounded: BoundedModule,
-        iterations: int = 60,
+        iterations: int = 120,
         layer_iterations: int = 30,
         convolution_iterations: int = 4,
         learning_rate: float = 0.2,

@@ -32,6 +32,9 @@ _SEARCH_STEPS = 6
 
 _LEAST = 1e-12
 
+_CACHED_ELEMENTS = 1 << 16
+"""Elements worked on at a time."""
+
 
 def coupled_offset(
     a: Tensor, slope: Tensor, multiplier: Tensor, box: Box, clean: Tensor, radius: Tensor
@@ -39,30 +42,79 @@ def coupled_offset(
     """The offset h above, and how far its minimiser lies from ``clean``.
 
     Args:
-        a, slope: (..., N) rows A and slopes g.
-        multiplier: (...), >= 0; any value is valid.
-        box, clean: (lower, upper) and z0, broadcastable to (..., N). radius: broadcastable to (...).
+        a, slope: (S, ..., N) rows A and slopes g.
+        multiplier: (S, ...), >= 0; any value is valid.
+        box, clean: (lower, upper) and z0, broadcastable to (S, ..., N). radius: broadcastable to (S, ...).
 
     Returns:
-        (h (...), ||z* - z0||_2 (...)); gradients flow into ``a`` and ``slope``.
+        (h (S, ...), ||z* - z0||_2 (S, ...)); gradients flow into ``a`` and ``slope``.
     """
-    lower, upper = box
+    shape = torch.broadcast_shapes(a.shape, slope.shape, clean.shape)
+    lower, upper, clean = (value.expand(1, *shape[1:]) if value.ndim < len(shape) else value for value in (*box, clean))
+    inner, distance = _InnerMinimum.apply(
+        a.expand(shape), slope.expand(shape), multiplier.detach(), lower, upper, clean
+    )
+    return inner - multiplier / 2 * radius.square(), distance.sqrt()
+
+
+class _InnerMinimum(torch.autograd.Function):
+    """The sum in h without the radius' term, and ||z* - z0||_2^2: (...) each, from rows (S, ..., N).
+
+    Row by row in pieces that fit a processor's cache; backward needs the minimisers only (Danskin).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, a: Tensor, slope: Tensor, multiplier: Tensor, lower: Tensor, upper: Tensor, clean: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        through, point = torch.empty_like(a), torch.empty_like(a)
+        value, distance = a.new_empty(a.shape[:-1]), a.new_empty(a.shape[:-1])
+        step = max(1, _CACHED_ELEMENTS // max(1, a[0].numel()))
+        for start in range(0, a.shape[0], step):
+            rows = slice(start, start + step)
+            box = [bound if bound.shape[0] == 1 else bound[rows] for bound in (lower, upper, clean)]
+            _minimise(
+                a[rows], slope[rows], multiplier[rows], *box, through[rows], point[rows], value[rows], distance[rows]
+            )
+        ctx.save_for_backward(through, point)
+        ctx.mark_non_differentiable(distance)
+        return value, distance
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        through, point = ctx.saved_tensors
+        outer = gradient.unsqueeze(-1)
+        return outer * through, -outer * point, None, None, None, None
+
+
+def _minimise(
+    a: Tensor,
+    slope: Tensor,
+    multiplier: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    clean: Tensor,
+    through: Tensor,
+    point: Tensor,
+    value: Tensor,
+    distance: Tensor,
+) -> None:
+    """Fill the last four with relu(z*), z*, the minimum summed and the squared distance of z* from ``clean``.
+
+    A piece that the interval does not reach counts as its end at 0, which can only lower the minimum.
+    """
     m = multiplier.unsqueeze(-1)
     divisor = m.clamp(min=_LEAST)
-    with torch.no_grad():
-        active = clean - (a - slope) / divisor
-        active = torch.minimum(torch.maximum(active, lower.clamp(min=0)), upper.clamp(min=0))
-        inactive = clean + slope / divisor
-        inactive = torch.minimum(torch.maximum(inactive, lower.clamp(max=0)), upper.clamp(max=0))
-        at_active = (a - slope) * active + m / 2 * (active - clean).square()
-        at_inactive = -slope * inactive + m / 2 * (inactive - clean).square()
-        # a piece that the interval does not reach is no candidate
-        choose = (at_active <= at_inactive) & (upper > 0) | (lower >= 0)
-        point = torch.where(choose, active, inactive)
-        distance = (point - clean).square().sum(-1)
-        through = torch.where(choose, point, 0)
-    value = (a * through - slope * point).sum(-1)
-    return value + multiplier / 2 * (distance - radius.square()), distance.sqrt()
+    descent = a - slope
+    active = torch.clamp(clean - descent / divisor, lower.clamp(min=0), upper.clamp(min=0))
+    inactive = torch.clamp(clean + slope / divisor, lower.clamp(max=0), upper.clamp(max=0))
+    at_active = descent.mul_(active).addcmul_(m, (active - clean).square_(), value=0.5)
+    at_inactive = ((inactive - clean).square_().mul_(m)).mul_(0.5).addcmul_(slope, inactive, value=-1)
+    choose = (at_active <= at_inactive).to(a.dtype)
+    torch.sum(torch.minimum(at_active, at_inactive), -1, out=value)
+    torch.mul(active, choose, out=through)
+    torch.lerp(inactive, active, choose, out=point)
+    torch.sum((point - clean).square_(), -1, out=distance)
 
 
 @dataclass
@@ -134,8 +186,9 @@ def relax(name: str, rows: Tensor | Patches, box: Box, coupling: Coupling, side:
     key = name, side
     if key not in coupling.slopes:
         coupling.slopes[key] = (clean > 0).to(a).expand_as(a).clone().requires_grad_()
-    # padding has bounds 0 and 0: its rows end here
-    slope = a * torch.where(upper <= 0, 0.0, torch.where(lower >= 0, 1.0, coupling.slopes[key].clamp(0, 1)))
+    # padding has bounds 0 and 0: it counts as inactive, so that its rows end here
+    active, unstable = ((lower >= 0) & (upper > 0)).to(a), ((lower < 0) & (upper > 0)).to(a)
+    slope = a * torch.addcmul(active, coupling.slopes[key], unstable)
     if key not in coupling.multipliers:
         coupling.multipliers[key] = _search(a.detach(), slope.detach(), (lower, upper), clean, radius)
     multiplier = coupling.multipliers[key]
