@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow bench-sets lint clean
+.PHONY: setup demo test test-slow bench-sets bench-certify lint clean
 
 setup: $(READY)
 
@@ -27,6 +27,11 @@ test-slow: $(READY)
 # Figures of the sets; DATA=folder in torchvision's layout for full MNIST and CIFAR-10.
 bench-sets: $(READY)
 	$(BIN)/python benchmarks/bench_sets.py $(if $(DATA),--data $(DATA))
+
+# Certified counts and times beside plain auto_LiRPA loops.
+bench-certify: $(READY)
+	$(BIN)/python benchmarks/bench_certify.py coupled $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/bench_certify.py loop $(if $(DATA),--data $(DATA))
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from cure_plugin.attacks import pgd, worst_margin_loss
+from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.certification import Certifier, certify_dataset, summarize, wilson_interval
 from cure_plugin.certification.curves import certified_curves
 from cure_plugin.certification.report import union_status
 from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import DataError, SpecError
+from cure_plugin.report import text_table
 from cure_plugin.sets import set_spec
 from cure_plugin.training import Trainer, load_recipe
 
@@ -102,7 +104,7 @@ def test_results_of_another_run_are_refused(certifier: Certifier, data: ImageDat
     certify_dataset(certifier, data.first(4), SPECS[:1], path)
     with pytest.raises(DataError, match="other settings"):
         certify_dataset(certifier, data.first(4), SPECS, path)
-    with pytest.raises(SpecError, match="a name of its own"):
+    with pytest.raises(SpecError, match="at least one and differ"):
         certify_dataset(certifier, data, [SPECS[0], SPECS[0]])
 
 
@@ -173,3 +175,58 @@ def test_resume_tells_domains_and_layers_apart(net: nn.Module, data: ImageData, 
 def test_labels_must_be_classes(certifier: Certifier) -> None:
     with pytest.raises(SpecError, match=r"labels lie in 10 \.\. 10, but the net has 10 classes"):
         certifier.decide(torch.zeros(1, 1, 28, 28), torch.tensor([10]), SPECS[0].build())
+
+
+def test_kinds_of_sets_are_counted_apart(certifier: Certifier, data: ImageData) -> None:
+    sets = [set_spec(text) for text in ("linf=0.02", "l2=0.1", "l2=0.2", "R(1)", "C(5)", "patch=1x1")]
+    records = certify_dataset(certifier, data.first(6), sets)
+    assert list(records[0]["sets"]) == ["linf", "l2=0.1", "l2=0.2", "R(1)", "C(5)", "patch1x1"]
+    for record in records:
+        status = {name: verdict["status"] for name, verdict in record["sets"].items()}
+        assert record["union"] == union_status([status["linf"], status["l2=0.1"], status["l2=0.2"]])
+        assert record["groups"] == {
+            "geometric": union_status([status["R(1)"], status["C(5)"]]),
+            "patch": status["patch1x1"],
+            "universal": union_status(list(status.values())),
+        }
+    summary = summarize(records)
+    assert summary.groups["universal"] <= min(summary.union, *summary.groups.values())
+    assert "universal cert. / PGD" in text_table({"net": summary})
+    alone = certify_dataset(certifier, data.first(2), sets[:1])
+    assert alone[0]["groups"] == {} and summarize(alone).groups == {}
+
+
+def test_stages_fit_the_set(net: nn.Module) -> None:
+    certifier = Certifier(net, (1, 28, 28))
+    stages = {text: certifier._stages(set_spec(text).build()) for text in ("linf=0.1", "l2=0.5", "R(5)", "patch=2x2")}
+    assert stages["linf=0.1"] == ["IBP", "pgd", "CROWN-IBP", "CROWN", "alpha-CROWN"]
+    assert stages["l2=0.5"] == ["IBP", "pgd", "CROWN-IBP", "CROWN", "coupled", "alpha-CROWN"]
+    assert stages["R(5)"] == stages["patch=2x2"] == ["IBP", "pgd", "CROWN-IBP", "CROWN", "splitting"]
+    assert Certifier(net, (1, 28, 28), ("CROWN",))._stages(set_spec("R(5)").build()) == ["pgd", "CROWN"]
+
+
+@pytest.mark.parametrize("text", ["R(6)", "patch=2x2"])
+def test_splitting_decides_what_one_bound_cannot(net: nn.Module, data: ImageData, text: str) -> None:
+    x, y = data.batch(slice(0, 4))
+    perturbation = set_spec(text).build()
+    whole = Certifier(net, (1, 28, 28), ("IBP", "CROWN")).decide(x, y, perturbation)[0]
+    split = Certifier(net, (1, 28, 28), ("IBP", "CROWN", "splitting"), pieces=200).decide(x, y, perturbation)[0]
+    for one, other in zip(whole, split, strict=True):
+        assert other.status == "proved" or one.status != "proved"
+        assert other.pieces <= 200 and (other.pieces > 0) == (other.stage == "splitting")
+    assert sum(v.status == "proved" for v in split) > sum(v.status == "proved" for v in whole)
+
+
+def test_coupled_never_falls_below_crown_and_leaves_gradients_on(net: nn.Module, data: ImageData) -> None:
+    x, y = data.batch(slice(0, 3))
+    certifier = Certifier(net, (1, 28, 28))
+    certifier._coupled = CoupledBounds(certifier._bounded, 5, 5, 1)
+    wanted = [parameter.requires_grad for parameter in net.parameters()]
+    for text in ("l2=0.5", "l1=1"):
+        perturbation = set_spec(text).build()
+        crown = certifier.lower_bound(x, y, perturbation, "CROWN")
+        coupled = certifier.lower_bound(x, y, perturbation, "coupled")
+        assert bool((coupled >= crown - 1e-5).all())
+        point = pgd(net, x, y, perturbation, 50, worst_margin_loss)
+        assert bool((-worst_margin_loss(net(point), y) >= coupled - 1e-5).all())
+    assert wanted == [parameter.requires_grad for parameter in net.parameters()]

@@ -72,37 +72,26 @@ class _InnerMinimum(torch.autograd.Function):
         step = max(1, _CACHED_ELEMENTS // max(1, a[0].numel()))
         for start in range(0, a.shape[0], step):
             rows = slice(start, start + step)
-            box = [bound if bound.shape[0] == 1 else bound[rows] for bound in (lower, upper, clean)]
-            _minimise(
-                a[rows], slope[rows], multiplier[rows], *box, through[rows], point[rows], value[rows], distance[rows]
-            )
+            given = [t if t.shape[0] == 1 else t[rows] for t in (a, slope, multiplier, lower, upper, clean)]
+            _minimise(given, [t[rows] for t in (through, point, value, distance)])
         ctx.save_for_backward(through, point)
         ctx.mark_non_differentiable(distance)
         return value, distance
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         through, point = ctx.saved_tensors
         outer = gradient.unsqueeze(-1)
         return outer * through, -outer * point, None, None, None, None
 
 
-def _minimise(
-    a: Tensor,
-    slope: Tensor,
-    multiplier: Tensor,
-    lower: Tensor,
-    upper: Tensor,
-    clean: Tensor,
-    through: Tensor,
-    point: Tensor,
-    value: Tensor,
-    distance: Tensor,
-) -> None:
-    """Fill the last four with relu(z*), z*, the minimum summed and the squared distance of z* from ``clean``.
+def _minimise(given: list[Tensor], filled: list[Tensor]) -> None:
+    """From rows, slopes, multipliers, bounds and clean values: relu(z*), z*, the minimum and (z* - clean)^2 summed.
 
     A piece that the interval does not reach counts as its end at 0, which can only lower the minimum.
     """
+    a, slope, multiplier, lower, upper, clean = given
+    through, point, value, distance = filled
     m = multiplier.unsqueeze(-1)
     divisor = m.clamp(min=_LEAST)
     descent = a - slope

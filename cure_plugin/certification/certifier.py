@@ -19,8 +19,8 @@ from cure_plugin.modes import frozen
 from cure_plugin.sets import PerturbationSet
 
 METHODS = ("IBP", "CROWN-IBP", "CROWN", "coupled", "alpha-CROWN", "splitting")
-"""In the order tried. ``coupled`` is for l1 and l2 balls, ``splitting`` for geometric and patch sets, ``alpha-CROWN``
-for all but those."""
+"""In the order tried. ``coupled`` is tried on l1 and l2 balls, ``splitting`` on geometric and patch sets in place of
+``alpha-CROWN``."""
 
 BOUND_METHODS = METHODS[:-1]
 """Those that bound a whole set at once, see :meth:`Certifier.lower_bound`."""

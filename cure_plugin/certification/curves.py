@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from cure_plugin.certification.certifier import Certifier
+from cure_plugin.certification.report import set_names
 from cure_plugin.datasets import ImageData
 from cure_plugin.sets import SetSpec
 
@@ -33,16 +34,16 @@ def certified_curves(
     parameter = next(certifier.net.parameters())
     x, y = data.batch(slice(0, len(data)), parameter.device)
     x = x.to(parameter.dtype)
-    names = [spec.name for spec in sets]
+    names = set_names(sets)
     alive = {name: torch.ones(len(data), dtype=torch.bool) for name in names}
     curves: dict[str, list[float]] = {name: [] for name in [*names, "union"]}
     with tqdm(total=len(factors) * len(sets), disable=not progress, unit="point", desc=label) as bar:
         for factor in factors:
-            for spec in sets:
-                left = alive[spec.name].nonzero().flatten()
+            for name, spec in zip(names, sets, strict=True):
+                left = alive[name].nonzero().flatten()
                 if left.numel():
-                    alive[spec.name][left] = certifier.proved(x[left], y[left], spec.build().scaled(factor))
-                curves[spec.name].append(float(alive[spec.name].float().mean()))
+                    alive[name][left] = certifier.proved(x[left], y[left], spec.build().scaled(factor))
+                curves[name].append(float(alive[name].float().mean()))
                 bar.update()
             curves["union"].append(float(torch.stack(list(alive.values())).all(0).float().mean()))
     return curves

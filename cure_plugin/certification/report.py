@@ -42,16 +42,16 @@ def certify_dataset(
 
     Returns:
         One record per image, in order: ``index``, ``label``, ``prediction``, ``sets`` (name ->
-        verdict fields), ``union`` (status).
+        verdict fields), ``union`` (status over the lp balls, over everything where there are none),
+        ``groups`` (where the sets are of several kinds: kind -> status, and ``universal`` over all).
+        A set goes by its short name (``l2``), or as written (``l2=0.5``) where several share that.
 
     Raises:
-        SpecError: two sets of the same name.
+        SpecError: no set, or the same one twice.
         DataError: ``path`` holds results of another net, data or list of sets.
         OutputError: ``path`` cannot be written.
     """
-    names = [spec.name for spec in sets]
-    if not names or len(set(names)) != len(names):
-        raise SpecError(f"sets must be at least one, each with a name of its own; got {[str(spec) for spec in sets]}")
+    names = set_names(sets)
     settings = {
         "net": _fingerprint(certifier),
         "images": hashlib.sha256(data.images.numpy().tobytes() + data.labels.numpy().tobytes()).hexdigest(),
@@ -61,6 +61,7 @@ def certify_dataset(
         "attack": [certifier.attack_steps, certifier.restarts],
         "alpha_iterations": certifier.alpha_iterations,
         "batch_size": certifier.batch_size,
+        "pieces": certifier.pieces,
         "seed": seed,
     }
     records = _load(path, settings) if path is not None else []
@@ -70,12 +71,25 @@ def certify_dataset(
         write_text(_settings_path(path), json.dumps(settings, indent=1) + "\n")
     with tqdm(total=len(data), initial=len(records), disable=not progress, unit="image", desc=label) as bar:
         for start in range(len(records), len(data), certifier.batch_size):
-            batch = _certify_batch(certifier, data, sets, start, seed)
+            batch = _certify_batch(certifier, data, dict(zip(names, sets, strict=True)), start, seed)
             records += batch
             if path is not None:
                 _append(path, batch)
             bar.update(len(batch))
     return records
+
+
+def set_names(sets: Sequence[SetSpec]) -> list[str]:
+    """A name for each set: the short one, or the set as written where several share the short one.
+
+    Raises:
+        SpecError: no set, or the same one twice.
+    """
+    short = [spec.name for spec in sets]
+    names = [str(spec) if short.count(spec.name) > 1 else spec.name for spec in sets]
+    if not names or len(set(names)) != len(names):
+        raise SpecError(f"sets must be at least one and differ; got {[str(spec) for spec in sets]}")
+    return names
 
 
 def union_status(statuses: Sequence[str]) -> str:
@@ -86,7 +100,7 @@ def union_status(statuses: Sequence[str]) -> str:
 
 
 def _certify_batch(
-    certifier: Certifier, data: ImageData, sets: Sequence[SetSpec], start: int, seed: int
+    certifier: Certifier, data: ImageData, sets: dict[str, SetSpec], start: int, seed: int
 ) -> list[dict[str, Any]]:
     stop = min(start + certifier.batch_size, len(data))
     parameter = next(certifier.net.parameters())
@@ -96,19 +110,32 @@ def _certify_batch(
         predictions = certifier.net(x).argmax(1).tolist()
     generator = torch.Generator(parameter.device)
     by_set = {}
-    for number, spec in enumerate(sets):
+    for number, (name, spec) in enumerate(sets.items()):
         generator.manual_seed((seed * 1_000_003 + start) * 101 + number)
-        by_set[spec.name] = certifier.decide(x, y, spec.build(), generator)[0]
+        by_set[name] = certifier.decide(x, y, spec.build(), generator)[0]
     return [
         {
             "index": start + i,
             "label": int(y[i]),
             "prediction": predictions[i],
             "sets": {name: asdict(verdicts[i]) for name, verdicts in by_set.items()},
-            "union": union_status([verdicts[i].status for verdicts in by_set.values()]),
+            **_combined({name: verdicts[i].status for name, verdicts in by_set.items()}, sets),
         }
         for i in range(stop - start)
     ]
+
+
+def _combined(statuses: dict[str, str], sets: dict[str, SetSpec]) -> dict[str, Any]:
+    """The statuses of unions of sets: ``union`` and ``groups``."""
+    groups = {
+        group: union_status([statuses[name] for name, spec in sets.items() if spec.group == group])
+        for group in dict.fromkeys(spec.group for spec in sets.values())
+    }
+    universal = union_status(list(statuses.values()))
+    if len(groups) == 1:
+        return {"union": universal, "groups": {}}
+    union = groups.pop("lp", universal)
+    return {"union": union, "groups": {**groups, "universal": universal}}
 
 
 def _fingerprint(certifier: Certifier) -> str:

@@ -31,7 +31,10 @@ class Summary:
         clean: correctly classified. certified: per set, proved robust. pgd: per set, not broken by the
             attack (no net can be certified for more). union: proved for every set at once.
         union_pgd: broken for no set.
-        intervals: 95 % confidence intervals, keyed ``clean``, ``certified.<set>``, ``pgd.<set>``, ``union``.
+        groups, groups_pgd: the same for all sets of a kind at once, and ``universal`` for all sets; empty where
+            the sets are of one kind.
+        intervals: 95 % confidence intervals, keyed ``clean``, ``certified.<set>``, ``pgd.<set>``, ``union``,
+            ``groups.<group>``.
         seconds: time spent per set.
     """
 
@@ -41,6 +44,8 @@ class Summary:
     pgd: dict[str, float]
     union: float
     union_pgd: float
+    groups: dict[str, float]
+    groups_pgd: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     seconds: dict[str, float]
 
@@ -56,6 +61,11 @@ def summarize(records: Sequence[dict[str, Any]]) -> Summary:
         counts[f"pgd.{name}"] = total - statuses.count("falsified")
     unions = [record["union"] for record in records]
     counts["union"], counts["union_pgd"] = unions.count("proved"), total - unions.count("falsified")
+    groups = list(records[0]["groups"]) if records else []
+    for group in groups:
+        statuses = [record["groups"][group] for record in records]
+        counts[f"groups.{group}"] = statuses.count("proved")
+        counts[f"groups_pgd.{group}"] = total - statuses.count("falsified")
     share = {key: count / total if total else 0.0 for key, count in counts.items()}
     return Summary(
         images=total,
@@ -64,6 +74,8 @@ def summarize(records: Sequence[dict[str, Any]]) -> Summary:
         pgd={name: share[f"pgd.{name}"] for name in names},
         union=share["union"],
         union_pgd=share["union_pgd"],
+        groups={group: share[f"groups.{group}"] for group in groups},
+        groups_pgd={group: share[f"groups_pgd.{group}"] for group in groups},
         intervals={key: wilson_interval(count, total) for key, count in counts.items()},
         seconds={name: round(sum(r["sets"][name]["seconds"] for r in records), 2) for name in names},
     )

@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
     certify = commands.add_parser("certify", help="certify a net for a list of sets and their union")
     certify.add_argument("model", type=Path, help="our checkpoint (.pt) or a sequential ONNX file")
-    certify.add_argument("sets", nargs="+", metavar="norm=eps", help="e.g. linf=8/255 l2=0.5 l1=1")
+    certify.add_argument("sets", nargs="+", metavar="SET", help="e.g. linf=8/255 l2=0.5 l1=1 'R(10)' patch=5x5")
     _add_test_images(certify, 200)
     certify.add_argument("--methods", default=",".join(METHODS), help="bound methods, comma-separated")
     certify.add_argument("--float64", action="store_true", help="bound in double precision")

@@ -8,15 +8,19 @@ from cure_plugin.certification.summary import Summary
 
 
 def rows_of(summaries: Mapping[str, Summary]) -> tuple[list[str], list[list[str]]]:
-    """(header, one row per method): percentages, certified / PGD upper limit per set, union with interval."""
-    sets = list(next(iter(summaries.values())).certified)
-    header = ["method", "clean", *(f"{name} cert. / PGD" for name in sets), "union cert. / PGD", "union 95 % interval"]
+    """(header, one row per method): percentages, certified / PGD per set, union with interval, kinds of sets."""
+    first = next(iter(summaries.values()))
+    sets, groups = list(first.certified), list(first.groups)
+    columns = [f"{name} cert. / PGD" for name in sets]
+    unions = ["union cert. / PGD", "union 95 % interval", *(f"{name} cert. / PGD" for name in groups)]
+    header = ["method", "clean", *columns, *unions]
     rows = []
     for method, summary in summaries.items():
         low, high = summary.intervals["union"]
         pairs = [f"{percent(summary.certified[name])} / {percent(summary.pgd[name])}" for name in sets]
         union = f"{percent(summary.union)} / {percent(summary.union_pgd)}"
-        rows.append([method, percent(summary.clean), *pairs, union, f"{percent(low)} to {percent(high)}"])
+        wide = [f"{percent(summary.groups[name])} / {percent(summary.groups_pgd[name])}" for name in groups]
+        rows.append([method, percent(summary.clean), *pairs, union, f"{percent(low)} to {percent(high)}", *wide])
     return header, rows
 
 

@@ -57,6 +57,9 @@ class LpBallSpec:
             raise SpecError(f"unknown norm {self.norm!r}; known: {', '.join(_NORMS)}")
         self.build()
 
+    group = "lp"
+    """What reports count it under."""
+
     @property
     def name(self) -> str:
         return self.norm
@@ -84,6 +87,11 @@ class NamedSpec:
         self.build()
 
     @property
+    def group(self) -> str:
+        """What reports count it under: the kind it is registered as."""
+        return self.kind
+
+    @property
     def name(self) -> str:
         return self.build().name
 
@@ -100,6 +108,12 @@ class UnionSpec:
     """The union of the sets that ``members`` describe."""
 
     members: tuple[SetSpec, ...]
+
+    @property
+    def group(self) -> str:
+        """What reports count it under: its members' group if they have one in common."""
+        groups = {member.group for member in self.members}
+        return groups.pop() if len(groups) == 1 else "mixed"
 
     @property
     def name(self) -> str:
