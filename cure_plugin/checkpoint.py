@@ -32,14 +32,35 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, truncated, or no checkpoint of ours.
     """
+    payload = _load(path)
+    if not isinstance(payload, dict) or payload.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{path} is no cure_plugin checkpoint of format {_FORMAT}; a plain state_dict needs the net's name"
+        )
+    return payload
+
+
+def _load(path: str | Path) -> Any:
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises almost anything on a file that is no checkpoint
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"cannot read checkpoint {path}: {reason}; train again or fetch it anew") from error
-    if not isinstance(payload, dict) or payload.get("format") != _FORMAT:
-        raise CheckpointError(f"{path} is no cure_plugin checkpoint of format {_FORMAT}")
-    return payload
+
+
+def load_state_dict(path: str | Path, spec: NetSpec) -> nn.Sequential:
+    """The net that ``spec`` names with the weights of a plain ``state_dict`` file, in eval mode.
+
+    Raises:
+        CheckpointError: unreadable, no state_dict, or weights that do not fit the net.
+    """
+    net = build_net(spec)
+    try:
+        net.load_state_dict(_load(path))
+    except (TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} does not fit net {spec.name!r} for {spec.input_shape}: {reason}") from error
+    return net.eval()
 
 
 def load_net(path: str | Path) -> tuple[NetSpec, nn.Sequential]:

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import small_net
 
+from cure_plugin.checkpoint import load_net
 from cure_plugin.cli import main
 from cure_plugin.export import export_onnx
 
@@ -40,6 +42,17 @@ def test_train_certify_export_report(trained: Path, tmp_path: Path, capsys: pyte
     assert "union cert. / PGD" in capsys.readouterr().out
 
 
+def test_certify_a_state_dict_for_sets_from_a_file(trained: Path, tmp_path: Path) -> None:
+    torch.save(load_net(trained / "checkpoint.pt")[1].state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "sets.yaml").write_text("sets: [linf=1/255, R(1), {union: [l2=0.05, l1=0.05]}]")
+    sets = [str(tmp_path / "sets.yaml"), "patch=1x1"]
+    arguments = ["certify", str(tmp_path / "weights.pt"), *sets, "--net", "cnn_small", "--images", "2"]
+    assert main([*arguments, "--methods", "IBP,CROWN", "--out", str(tmp_path / "c")]) == 0
+    summary = json.loads((tmp_path / "c" / "summary.json").read_text())
+    assert set(summary["certified"]) == {"linf", "R(1)", "union(l2,l1)", "patch1x1"}
+    assert {"geometric", "patch", "universal"} <= set(summary["groups"])
+
+
 def test_train_again_reuses(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "demo_linf", *QUICK, "--out", str(trained)]) == 0
     assert "found 1 of 1 epochs" in capsys.readouterr().out
@@ -54,6 +67,8 @@ def test_train_again_reuses(trained: Path, capsys: pytest.CaptureFixture[str]) -
         (["train", "demo_cure", "data=mnist", "--data", "OUT/none", "--out", "OUT"], "does not exist"),
         (["certify", "none.pt", "linf=0.1", "--out", "OUT"], "cannot read checkpoint none.pt"),
         (["certify", "MODEL", "linf=-1", "--out", "OUT"], "eps must be finite and >= 0"),
+        (["certify", "MODEL", "none.yaml", "--out", "OUT"], "cannot read sets from none.yaml"),
+        (["certify", "MODEL", "linf=0.1", "--net", "cnn_small", "--out", "OUT"], "does not fit net 'cnn_small'"),
         (["certify", "MODEL", "l3=1", "--out", "OUT"], "unknown set 'l3'"),
         (["certify", "MODEL", "linf=0.1", "--on", "cifar10", "--data", "OUT/none", "--out", "OUT"], "does not exist"),
         (["certify", "MODEL", "linf=0.1", "--images", "0", "--out", "OUT"], "choose 1 to 1000"),

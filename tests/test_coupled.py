@@ -163,6 +163,18 @@ def test_one_multiplier_step_from_any_start_is_sound(monkeypatch: pytest.MonkeyP
         check(seed, "l2", 600, 60)
 
 
+@pytest.mark.parametrize("eps", [0.0, 1e-12, 1e3])
+def test_extreme_radii_give_finite_bounds(eps: float) -> None:
+    net, x, y = random_case(1)
+    bounded = bounded_module(net, tuple(x.shape[1:]))
+    found = CoupledBounds(bounded, 40, 4, 2).lower_margins(
+        x, y, PerturbationLpBall(2, eps), torch.full((2,), torch.inf)
+    )
+    assert bool(torch.isfinite(found).all())
+    if eps < 1:
+        assert torch.allclose(found, Margins(net, y)(x), atol=1e-6)
+
+
 def test_radii_bound_what_points_of_the_set_do() -> None:
     for seed in range(6):
         net, x, _ = random_case(seed)

@@ -30,7 +30,8 @@ Box = tuple[Tensor, Tensor]
 _SEARCH_STEPS = 6
 """Fixed-point steps to the first multiplier; later calls take one step each from the last one."""
 
-_LEAST = 1e-12
+_LEAST, _LARGEST = 1e-12, 1e9
+"""Multipliers stay between these, so that products with them stay finite."""
 
 _CACHED_ELEMENTS = 1 << 16
 """Elements worked on at a time."""
@@ -183,7 +184,8 @@ def relax(name: str, rows: Tensor | Patches, box: Box, coupling: Coupling, side:
     multiplier = coupling.multipliers[key]
     offset, distance = coupled_offset(a, slope, multiplier, (lower, upper), clean, radius)
     # At the best multiplier the minimiser lies on the ball's surface; alone, its distance falls like 1 / m.
-    coupling.multipliers[key] = (multiplier * (distance / radius.clamp(min=_LEAST)).clamp(0.2, 5)).detach()
+    factor = (distance / radius.clamp(min=_LEAST)).clamp(0.2, 5)
+    coupling.multipliers[key] = (multiplier * factor).clamp(_LEAST, _LARGEST).detach()
     return layout.restore(-side * slope), -side * offset
 
 
@@ -191,12 +193,12 @@ def _search(a: Tensor, slope: Tensor, box: Box, clean: Tensor, radius: Tensor) -
     """A multiplier per row near the best, by fixed-point steps; next to 0 where CROWN's own intercept is better."""
     multiplier = torch.full_like(a[..., 0], _LEAST)
     best, at = coupled_offset(a, slope, multiplier, box, clean, radius)[0], multiplier
-    multiplier = a.norm(dim=-1) / radius.clamp(min=_LEAST)
+    multiplier = (a.norm(dim=-1) / radius.clamp(min=_LEAST)).clamp(max=_LARGEST)
     for _ in range(_SEARCH_STEPS):
         offset, distance = coupled_offset(a, slope, multiplier, box, clean, radius)
         better = offset > best
         best, at = torch.where(better, offset, best), torch.where(better, multiplier, at)
-        multiplier = multiplier * (distance / radius.clamp(min=_LEAST)).clamp(0.05, 20)
+        multiplier = (multiplier * (distance / radius.clamp(min=_LEAST)).clamp(0.05, 20)).clamp(max=_LARGEST)
     return at
 
 

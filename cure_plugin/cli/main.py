@@ -14,7 +14,7 @@ from torch import nn
 from cure_plugin.certification import Certifier, certify_dataset, summarize
 from cure_plugin.certification.certifier import METHODS
 from cure_plugin.certification.curves import certified_curves
-from cure_plugin.checkpoint import load_net
+from cure_plugin.checkpoint import load_net, load_state_dict
 from cure_plugin.datasets import DATASETS, load_data
 from cure_plugin.demo import CURVE_FACTORS, CURVE_METHODS, SETS, run_demo
 from cure_plugin.errors import CureError, OutputError, SpecError
@@ -22,8 +22,9 @@ from cure_plugin.export import export_onnx, read_onnx_net, write_vnnlib
 from cure_plugin.export.replay import parity
 from cure_plugin.export.vnnlib import box_instance
 from cure_plugin.files import write_text
+from cure_plugin.nets import NETS, NetSpec
 from cure_plugin.report import text_table, write_report
-from cure_plugin.sets import kinds, set_spec
+from cure_plugin.sets import SetSpec, kinds, read_sets, set_spec
 from cure_plugin.training import Trainer, load_recipe
 from cure_plugin.training.recipe import shipped_recipes
 
@@ -56,8 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     certify = commands.add_parser("certify", help="certify a net for a list of sets and their union")
-    certify.add_argument("model", type=Path, help="our checkpoint (.pt) or a sequential ONNX file")
-    certify.add_argument("sets", nargs="+", metavar="SET", help="e.g. linf=8/255 l2=0.5 l1=1 'R(10)' patch=5x5")
+    certify.add_argument("model", type=Path, help="our checkpoint, a state_dict (with --net) or a sequential ONNX file")
+    certify.add_argument(
+        "sets", nargs="+", metavar="SET", help="e.g. linf=8/255 l2=0.5 l1=1 'R(10)' patch=5x5, or a .yaml list of them"
+    )
+    certify.add_argument("--net", choices=list(NETS), help="the net whose state_dict MODEL is")
+    certify.add_argument("--batch-norm", action="store_true", help="that net has BatchNorm")
     _add_test_images(certify, 200)
     certify.add_argument("--methods", default=",".join(METHODS), help="bound methods, comma-separated")
     certify.add_argument("--float64", action="store_true", help="bound in double precision")
@@ -113,17 +118,25 @@ def _train(options: argparse.Namespace) -> None:
     print(f"trained: {options.out / 'checkpoint.pt'}")
 
 
-def _load_model(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
+def _load_model(path: Path, named: NetSpec | None = None) -> tuple[nn.Module, tuple[int, ...]]:
+    if named is not None:
+        return load_state_dict(path, named), named.input_shape
     if path.suffix == ".onnx":
         return read_onnx_net(path)
     spec, net = load_net(path)
     return net, spec.input_shape
 
 
+def _sets_of(text: str) -> list[SetSpec]:
+    """The set that an argument describes, or those in the YAML file it names."""
+    return read_sets(text) if text.endswith((".yaml", ".yml")) else [set_spec(text)]
+
+
 def _certify(options: argparse.Namespace) -> None:
-    specs = [set_spec(text) for text in options.sets]
-    net, shape = _load_model(options.model)
+    specs = [spec for text in options.sets for spec in _sets_of(text)]
     data = load_data(options.on, False, options.data).first(options.images)
+    named = NetSpec(options.net, data.shape, data.classes, options.batch_norm) if options.net else None
+    net, shape = _load_model(options.model, named)
     if tuple(shape) != data.shape:
         raise SpecError(f"{options.model} takes inputs of shape {tuple(shape)}, {options.on} has {data.shape}")
     certifier = Certifier(net.double() if options.float64 else net, shape, options.methods.split(","))

@@ -12,6 +12,7 @@ from cure_plugin.sets.spec import (
     UnionSpec,
     parse_number,
     perturbation_from_spec,
+    read_sets,
     set_spec,
 )
 from cure_plugin.sets.union import PerturbationUnion
@@ -30,6 +31,7 @@ __all__ = [
     "kinds",
     "parse_number",
     "perturbation_from_spec",
+    "read_sets",
     "register_perturbation",
     "set_spec",
 ]

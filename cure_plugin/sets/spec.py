@@ -7,7 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from cure_plugin.errors import SpecError
 from cure_plugin.sets.base import PerturbationSet
@@ -155,6 +158,23 @@ def set_spec(value: SetSpec | str | Mapping[str, Any] | Sequence[Any]) -> SetSpe
     if isinstance(value, Mapping) and {"norm", "eps"} <= set(value) <= {"norm", "eps", "domain"}:
         return _lp_from_mapping(value)
     raise SpecError(f"a set is 'name=parameters', {{norm, eps, domain}} or {{union: [...]}}; got {value!r}")
+
+
+def read_sets(path: str | Path) -> list[SetSpec]:
+    """The sets that a YAML file lists, at its top or under ``sets``; each as :func:`set_spec` takes it.
+
+    Raises:
+        SpecError: unreadable, no YAML, or no list of sets.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise SpecError(f"cannot read sets from {path}: {reason}; give a list such as [linf=0.1, R(10)]") from error
+    listed = content.get("sets") if isinstance(content, Mapping) else content
+    if not isinstance(listed, list) or not listed:
+        raise SpecError(f"{path} must list at least one set, at its top or under 'sets'; got {type(listed).__name__}")
+    return [set_spec(one) for one in listed]
 
 
 def perturbation_from_spec(value: SetSpec | str | Mapping[str, Any]) -> PerturbationSet:
