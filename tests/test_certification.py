@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import random
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,17 +89,44 @@ def test_float64_gives_the_same_verdicts(certifier: Certifier, data: ImageData) 
 
 
 def test_records_resume_after_a_kill(certifier: Certifier, data: ImageData, tmp_path: Path) -> None:
-    def verdicts(records: list[dict]) -> list[dict]:
-        return [{**r, "sets": {k: {**v, "seconds": 0} for k, v in r["sets"].items()}} for r in records]
-
-    path = tmp_path / "results.jsonl"
+    path, times = tmp_path / "results.jsonl", tmp_path / "results.jsonl.seconds.jsonl"
     whole = certify_dataset(certifier, data, SPECS, path)
-    lines = path.read_text().splitlines(keepends=True)
+    text, clock = path.read_text(), times.read_text()
+    lines = text.splitlines(keepends=True)
     for kept in (0, 3, 17):
         path.write_text("".join(lines[:kept]) + lines[kept][: len(lines[kept]) // 2])
-        assert verdicts(certify_dataset(certifier, data, SPECS, path)) == verdicts(whole)
-        assert verdicts([json.loads(line) for line in path.read_text().splitlines()]) == verdicts(whole)
-    assert verdicts(certify_dataset(certifier, data, SPECS)) == verdicts(whole)
+        times.write_text("".join(clock.splitlines(keepends=True)[: kept + 2]))
+        again = certify_dataset(certifier, data, SPECS, path)
+        assert path.read_text() == text
+        assert [record["union"] for record in again] == [record["union"] for record in whole]
+        assert len(times.read_text().splitlines()) == len(lines)
+        assert all(verdict["seconds"] >= 0 for record in again for verdict in record["sets"].values())
+    without = certify_dataset(certifier, data, SPECS)
+    assert [record["union"] for record in without] == [record["union"] for record in whole]
+
+
+@pytest.mark.slow
+def test_twenty_kills_leave_the_file_of_an_undisturbed_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cure_plugin", "train", "demo_linf", "epochs=1", "ramp_epochs=0"]
+    subprocess.run([*command, "--out", str(tmp_path)], check=True, capture_output=True)
+    sets = ["linf=0.05", "l2=0.3", "R(3)"]
+    certify = [sys.executable, "-m", "cure_plugin", "certify", str(tmp_path / "checkpoint.pt"), *sets]
+    certify += ["--images", "200", "--methods", "IBP,CROWN,splitting", "--out"]
+    subprocess.run([*certify, str(tmp_path / "whole")], check=True, capture_output=True)
+    whole, cut = tmp_path / "whole" / "results.jsonl", tmp_path / "cut" / "results.jsonl"
+    rng, kills, finished = random.Random(0), 0, 0
+    while kills < 20 or not finished:
+        process = subprocess.Popen([*certify, str(tmp_path / "cut")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            process.wait(timeout=rng.uniform(3, 12) if kills < 20 else None)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+            continue
+        assert process.returncode == 0 and whole.read_text() == cut.read_text()
+        finished += 1
+        shutil.rmtree(tmp_path / "cut")
 
 
 def test_results_of_another_run_are_refused(certifier: Certifier, data: ImageData, tmp_path: Path) -> None:

@@ -35,8 +35,9 @@ def certify_dataset(
     the verdicts of an undisturbed one.
 
     Args:
-        path: JSON-lines file to append to; images already in it are not redone. A sidecar
-            ``<path>.settings.json`` guards against mixing runs.
+        path: JSON-lines file to append to; images already in it are not redone, and a resumed run leaves the
+            file that an undisturbed one does. Beside it, ``<path>.settings.json`` guards against mixing runs,
+            and ``<path>.seconds.jsonl`` holds the times.
         seed: of the attacks.
         progress: show a bar on standard error.
 
@@ -67,8 +68,10 @@ def certify_dataset(
     records = _load(path, settings) if path is not None else []
     records = records[: len(records) // certifier.batch_size * certifier.batch_size]
     if path is not None:
-        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
-        write_text(_settings_path(path), json.dumps(settings, indent=1) + "\n")
+        lines, times = _lines(records)
+        write_text(path, lines)
+        write_text(_beside(path, "seconds.jsonl"), times)
+        write_text(_beside(path, "settings.json"), json.dumps(settings, indent=1) + "\n")
     with tqdm(total=len(data), initial=len(records), disable=not progress, unit="image", desc=label) as bar:
         for start in range(len(records), len(data), certifier.batch_size):
             batch = _certify_batch(certifier, data, dict(zip(names, sets, strict=True)), start, seed)
@@ -146,36 +149,58 @@ def _fingerprint(certifier: Certifier) -> str:
     return digest.hexdigest()
 
 
-def _settings_path(path: Path) -> Path:
-    return path.with_name(path.name + ".settings.json")
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}.{suffix}")
+
+
+def _lines(records: list[dict[str, Any]]) -> tuple[str, str]:
+    """The text of the results, and of their times: what repeats from run to run is kept apart from what does not."""
+    results, times = [], []
+    for record in records:
+        sets = {name: {k: v for k, v in verdict.items() if k != "seconds"} for name, verdict in record["sets"].items()}
+        seconds = {name: verdict["seconds"] for name, verdict in record["sets"].items()}
+        results.append(json.dumps({**record, "sets": sets}) + "\n")
+        times.append(json.dumps({"index": record["index"], "seconds": seconds}) + "\n")
+    return "".join(results), "".join(times)
 
 
 def _load(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Whole records of an earlier, interrupted run; a torn last line is dropped."""
     if not path.exists():
         return []
+    beside = _beside(path, "settings.json")
     try:
-        found = json.loads(_settings_path(path).read_text())
-        lines = path.read_text().splitlines()
+        found = json.loads(beside.read_text())
+        results, times = (_whole_lines(one) for one in (path, _beside(path, "seconds.jsonl")))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} has no readable {_settings_path(path).name}: {error}; delete both") from error
+        raise DataError(f"{path} has no readable files beside it: {error}; delete it and them") from error
     if found != settings:
         raise DataError(f"{path} holds results of other settings, net or data; delete it or choose another output")
-    records = []
-    for number, line in enumerate(lines):
+    for record, time in zip(results, times, strict=False):
+        for name, verdict in record["sets"].items():
+            verdict["seconds"] = time["seconds"][name]
+    return results[: len(times)]
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The leading lines of ``path`` that are whole and numbered in order."""
+    entries = []
+    for number, line in enumerate(path.read_text().splitlines()):
         try:
-            record = json.loads(line)
+            entry = json.loads(line)
         except json.JSONDecodeError:
             break
-        if not isinstance(record, dict) or record.get("index") != number:
+        if not isinstance(entry, dict) or entry.get("index") != number:
             break
-        records.append(record)
-    return records
+        entries.append(entry)
+    return entries
 
 
 def _append(path: Path, records: list[dict[str, Any]]) -> None:
-    try:
-        with path.open("a") as file:
-            file.write("".join(json.dumps(record) + "\n" for record in records))
-    except OSError as error:
-        raise OutputError(f"cannot append to {path}: {error}; make room, then run again to resume") from error
+    lines, times = _lines(records)
+    for target, text in ((_beside(path, "seconds.jsonl"), times), (path, lines)):
+        try:
+            with target.open("a") as file:
+                file.write(text)
+        except OSError as error:
+            raise OutputError(f"cannot append to {target}: {error}; make room, then run again to resume") from error
