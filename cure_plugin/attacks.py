@@ -122,7 +122,8 @@ def find_counterexample(
         left = (~found).nonzero().squeeze(1)
         if left.numel() == 0:
             break
-        candidate = pgd(model, x[left], y[left], perturbation, steps, worst_margin_loss, restart > 0, generator)
+        some = perturbation.select(x, left)
+        candidate = pgd(model, x[left], y[left], some, steps, worst_margin_loss, restart > 0, generator)
         with evaluation_mode(model), torch.no_grad():
             broken = worst_margin_loss(model(candidate), y[left]) >= 0
         points[left[broken]] = candidate[broken]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from cure_plugin import PerturbationLpBall
 from cure_plugin.attacks import pgd, worst_margin_loss
 from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.certification import Certifier, certify_dataset, summarize, wilson_interval
@@ -260,3 +261,17 @@ def test_coupled_never_falls_below_crown_and_leaves_gradients_on(net: nn.Module,
         point = pgd(net, x, y, perturbation, 50, worst_margin_loss)
         assert bool((-worst_margin_loss(net(point), y) >= coupled - 1e-5).all())
     assert wanted == [parameter.requires_grad for parameter in net.parameters()]
+
+
+def test_radii_per_sample_follow_their_images(certifier: Certifier, data: ImageData) -> None:
+    x, y = data.batch(slice(0, 25))
+    y = y.clone()
+    y[0] = (y[0] + 1) % 10  # a misclassified image: the later stages see the others only
+    eps = torch.linspace(0, 0.6, 25)
+    together = certifier.decide(x, y, PerturbationLpBall(2, eps))[0]
+    for i in (0, 3, 12, 24):
+        alone = certifier.decide(x[i : i + 1], y[i : i + 1], PerturbationLpBall(2, float(eps[i])))[0][0]
+        assert alone.status == together[i].status or "falsified" in (alone.status, together[i].status)
+    bounds = certifier.lower_bound(x, y, PerturbationLpBall(2, eps), "CROWN")
+    last = certifier.lower_bound(x[24:], y[24:], PerturbationLpBall(2, float(eps[24])), "CROWN")
+    assert float(bounds[24]) == pytest.approx(float(last), abs=1e-4)

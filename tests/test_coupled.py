@@ -202,3 +202,82 @@ def test_stock_bounds_are_untouched_outside_the_context() -> None:
         before = lower_margins(bounded, x, y, SETS["l2"], "CROWN")
         CoupledBounds(bounded, 3, 3, 1).lower_margins(x, y, SETS["l2"])
         assert torch.equal(before, lower_margins(bounded, x, y, SETS["l2"], "CROWN"))
+
+
+class Summed(nn.Module):
+    """A small summand that is copied over a larger one: what moves in it moves everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(1, 4, 1), nn.Conv2d(1, 4, SIDE)
+        self.last = nn.Linear(4 * SIDE * SIDE, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(torch.relu(self.wide(x) + self.narrow(x))).flatten(1))
+
+
+class Copied(nn.Module):
+    """A constant that enlarges one value to many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(SIDE * SIDE, 1), nn.Linear(1, 1), nn.Linear(8, 3)
+        self.register_buffer("shift", torch.linspace(-1, 1, 8)[None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.second(torch.relu(self.first(x.flatten(1))))
+        return self.last(torch.relu(hidden + self.shift))
+
+
+class Skip(nn.Module):
+    """An identity skip, as in a ResNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block = nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Linear(4 * (SIDE // 2) ** 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.stem(x))
+        return self.last(torch.relu(self.block(hidden) + hidden).flatten(1))
+
+
+def pooled_with_a_zero_row() -> nn.Module:
+    layers = [nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Flatten()]
+    with torch.no_grad():
+        layers[3].weight[0] = 0
+    return nn.Sequential(*layers, nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("make", [Summed, Copied, Skip, pooled_with_a_zero_row])
+def test_unusual_graphs(make: type[nn.Module], seed: int) -> None:
+    torch.manual_seed(seed)
+    net = make().double().eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(2)
+    x, y = torch.rand(2, 1, SIDE, SIDE, dtype=torch.float64), torch.randint(3, (2,))
+    for name in ("l2", "l1"):
+        bounded = bounded_module(net, tuple(x.shape[1:]), {"conv_mode": "matrix"})
+        with torch.no_grad():
+            crown = lower_margins(bounded, x, y, SETS[name], "CROWN")
+        found = CoupledBounds(bounded, 10, 5, 2).lower_margins(x, y, SETS[name], torch.full((2,), torch.inf))
+        assert bool((found >= crown).all())
+        reached = extremes(Margins(net, y), x, SETS[name], 600, 60)
+        assert crossing(found, torch.full_like(found, torch.inf), reached) <= 1e-12
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-7, 1e-6, 1e-4])
+def test_tiny_radii_in_float32_stay_below_the_clean_margin(eps: float) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 3)]
+    net = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        layers[1].bias.add_(30)
+    x, y = torch.rand(2, 1, SIDE, SIDE), torch.tensor([0, 1])
+    bounded = bounded_module(net, (1, SIDE, SIDE))
+    found = CoupledBounds(bounded, 60, 30, 4).lower_margins(
+        x, y, PerturbationLpBall(2, eps), torch.full((2,), torch.inf)
+    )
+    assert bool((found <= Margins(net, y)(x) + 1e-5).all())

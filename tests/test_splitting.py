@@ -9,6 +9,7 @@ from torch import nn
 from cure_plugin import PerturbationGeometric, PerturbationPatch, PerturbationSet
 from cure_plugin.attacks import find_counterexample
 from cure_plugin.certification import Certifier
+from cure_plugin.certification.splitting import prove_by_splitting
 from cure_plugin.datasets import load_data
 from cure_plugin.errors import SpecError
 from cure_plugin.sets import set_spec
@@ -70,6 +71,40 @@ def test_pieces_cover_every_position_of_a_patch(block: tuple[int, int, int, int]
         assert not pieces or set(positions) == {(r, c) for r in range(r0, r1 + 1) for c in range(c0, c1 + 1)}
 
 
+def test_the_margin_of_a_failed_split_is_a_bound_of_the_whole() -> None:
+    """Worse pieces may be waiting when one that cannot be split further fails."""
+    x, y = torch.rand(1, 1, 5, 2), torch.zeros(1, dtype=torch.long)
+    whole = PerturbationPatch(2, 2)  # rows 0 to 2, and row 3 alone
+
+    def bound(x: torch.Tensor, _: torch.Tensor, pieces: PerturbationSet, __: str) -> torch.Tensor:
+        return torch.where(pieces.positions(x)[:, 0] == 3, -1.0, -5.0)  # type: ignore[attr-defined]
+
+    result = prove_by_splitting(bound, x, y, whole, 0.0, 100, 8)
+    assert not result.proved and result.margin == -5.0
+
+
+def test_a_partition_that_covers_nothing_proves_nothing() -> None:
+    class Empty(PerturbationPatch):
+        def partition(self, x: torch.Tensor) -> tuple[PerturbationSet, ...]:
+            return ()
+
+    x, y = torch.rand(1, 1, 4, 4), torch.zeros(1, dtype=torch.long)
+    with pytest.raises(SpecError, match="empty partition"):
+        prove_by_splitting(lambda *_: torch.ones(1), x, y, Empty(2, 2), 0.0, 100, 8)
+
+
+def test_nan_bounds_prove_nothing() -> None:
+    x, y = torch.rand(1, 1, 4, 4), torch.zeros(1, dtype=torch.long)
+    nan = prove_by_splitting(lambda x, *_: torch.full((len(x),), torch.nan), x, y, PerturbationPatch(2, 2), 0.0, 99, 8)
+    assert not nan.proved
+
+
+def test_small_batches_and_huge_grids(net: nn.Module) -> None:
+    x, y = load_data("mnist-slice", False).batch(slice(0, 1))
+    Certifier(net, (1, 28, 28), batch_size=2, pieces=200).split(x, y, PerturbationPatch(2, 2))
+    assert len(PerturbationGeometric.parse("R(30) Sc(10) T(10,10)").partition(x)) <= 4096
+
+
 def test_what_cannot_be_split_or_stacked_is_refused() -> None:
     x = torch.rand(2, 1, 8, 8)
     with pytest.raises(SpecError, match="one image"):
@@ -78,6 +113,8 @@ def test_what_cannot_be_split_or_stacked_is_refused() -> None:
         set_spec("l2=0.5").build().stack([])
     with pytest.raises(SpecError, match="block of positions"):
         PerturbationPatch(2, 2).stack([PerturbationPatch(2, 2)])
+    with pytest.raises(SpecError, match="one size"):
+        PerturbationPatch(2, 2).stack([PerturbationPatch(5, 5, (0, 0, 0, 0))])
     with pytest.raises(SpecError, match="takes 1 parameters"):
         PerturbationGeometric(("R",), [0.0, 1.0], [1.0, 2.0])
     with pytest.raises(SpecError, match="lower <= upper"):

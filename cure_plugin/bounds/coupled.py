@@ -84,7 +84,7 @@ class CoupledBounds:
         with default_dtype(x.dtype):
             specification = margin_matrix(y, int(self.bounded.final_shape[-1])).to(x)
             with torch.no_grad():
-                self.bounded(x)
+                at_clean = (specification @ self.bounded(x).unsqueeze(2)).squeeze(2)
                 nodes = [relu.inputs[0] for relu in self.bounded.relus]
                 clean = {node.name: node.forward_value.detach() for node in nodes}
                 best, _ = self.bounded.compute_bounds(
@@ -98,26 +98,30 @@ class CoupledBounds:
                 if node.name in boxes:
                     self._tighten(node, state)
             found, _ = self._optimise(state, None, self.iterations)
-            return torch.maximum(best, found)
+            # no lower bound of the whole set lies above the clean margin, whatever rounding says
+            return torch.fmax(best, torch.minimum(found, at_clean))
 
     def _tighten(self, node: Any, state: _State) -> None:
         """Intersect the box of a ReLU's input with what radii and coupled bounds say, then set its radius."""
         value, boxes = state.clean[node.name], state.boxes
         with torch.no_grad():
             reach = self._radii.reach(node, state.start, boxes, state.clean)
+            reach = reach + 4 * torch.finfo(value.dtype).eps * value.abs()
             boxes[node.name] = _intersection(boxes[node.name], (value - reach, value + reach))
         iterations = self.layer_iterations if value.ndim == 2 else self.convolution_iterations
         if state.radius and iterations:
             boxes[node.name] = _intersection(boxes[node.name], self._optimise(state, node, iterations))
         with torch.no_grad():
             lower, upper = boxes[node.name]
-            own = torch.maximum(value - lower, upper - value).flatten(1).norm(dim=1)
-            state.radius[node.name] = torch.minimum(self._radii.at(node, state.start, boxes, state.clean).l2, own)
+            own = torch.maximum(value - lower, upper - value).clamp(min=0).flatten(1).norm(dim=1)
+            radius = torch.minimum(self._radii.at(node, state.start, boxes, state.clean).l2, own)
+            rounding = torch.finfo(value.dtype).eps * value.flatten(1).norm(dim=1)
+            state.radius[node.name] = radius * (1 + 1e-6) + rounding
 
     @torch.enable_grad()
     def _optimise(self, state: _State, node: Any, iterations: int) -> tuple[Tensor, Tensor]:
         """Best bounds over slopes and multipliers: (lower, upper) of ``node``; for None of the margins (upper: inf)."""
-        coupling = Coupling((node or self.bounded.final_node()).name, state.clean, state.radius)
+        coupling = Coupling(node or self.bounded.final_node(), state.clean, state.radius)
         given = {name: [*box] for name, box in state.boxes.items() if node is None or name != node.name}
         reference = {} if node is None else {node.name: [*state.boxes[node.name]]}
         optimiser: torch.optim.Adam | None = None
@@ -153,4 +157,4 @@ class CoupledBounds:
 
 
 def _intersection(one: Box, other: Box) -> Box:
-    return torch.maximum(one[0], other[0]), torch.minimum(one[1], other[1])
+    return torch.fmax(one[0], other[0]), torch.fmin(one[1], other[1])  # NaN says nothing

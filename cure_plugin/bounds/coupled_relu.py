@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,7 +113,7 @@ class Coupling:
     """What the hook needs while one backward pass runs, and what it learns.
 
     Attributes:
-        start: name of the node that the rows start at; passes from other nodes are left to auto_LiRPA.
+        start: the node that the rows start at; passes from other nodes are left to auto_LiRPA.
         clean: values at the clean input of every ReLU's input, by its name, (B, *shape).
         radius: l2 radius there, (B,).
         slopes: shares in [0, 1] of A on unstable neurons, by (name, side); made at the first pass with the
@@ -120,24 +121,24 @@ class Coupling:
         multipliers: one per row, by (name, side); found at the first pass, moved at each.
     """
 
-    start: str
+    start: Any
     clean: dict[str, Tensor]
     radius: dict[str, Tensor]
     slopes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     multipliers: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
 
-_active: list[Coupling] = []
+_active: ContextVar[Coupling | None] = ContextVar("coupling", default=None)
 
 
 @contextmanager
 def coupled(coupling: Coupling) -> Iterator[None]:
     """Let ReLUs use ``coupling`` in bounds that start at its node, while the context lasts."""
-    _active.append(coupling)
+    token = _active.set(coupling)
     try:
         yield
     finally:
-        _active.pop()
+        _active.reset(token)
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _layout(rows: Tensor | Patches) -> _Layout:
         rows.flatten(2),
         lambda value: value.flatten(1).unsqueeze(0),
         lambda value: value.unsqueeze(0),
-        lambda values: values.view(rows.shape),
+        lambda values: values.reshape(rows.shape).contiguous(),  # auto_LiRPA reshapes rows with view()
     )
 
 
@@ -172,6 +173,8 @@ def relax(name: str, rows: Tensor | Patches, box: Box, coupling: Coupling, side:
     layout = _layout(rows)
     a = -side * layout.coefficients
     lower, upper, clean = (layout.pick(value) for value in (*box, coupling.clean[name]))
+    # a box that rounding has moved off the clean value would leave the multiplier nothing to hold on to
+    lower, upper = torch.minimum(lower, clean), torch.maximum(upper, clean)
     radius = layout.per_sample(coupling.radius[name])
     key = name, side
     if key not in coupling.slopes:
@@ -210,9 +213,8 @@ def install() -> None:
 
     @functools.wraps(original)
     def bound_backward(self: Any, last_lA: Any, last_uA: Any, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        coupling = _active[-1] if _active else None
-        start = kwargs.get("start_node")
-        if coupling is None or start is None or start.name != coupling.start or getattr(self, "leaky_alpha", 0) != 0:
+        coupling = _active.get()
+        if coupling is None or kwargs.get("start_node") is not coupling.start or getattr(self, "leaky_alpha", 0) != 0:
             return original(self, last_lA, last_uA, x, *args, **kwargs)
         results = [
             (None, 0) if rows is None else relax(self.inputs[0].name, rows, (x.lower, x.upper), coupling, side)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +30,6 @@ class Radius:
     l1: Tensor
     l2: Tensor
 
-    def times(self, factor: float) -> Radius:
-        return Radius(self.l1 * factor, self.l2 * factor)
-
     def plus(self, other: Radius) -> Radius:
         return Radius(self.l1 + other.l1, self.l2 + other.l2)
 
@@ -44,23 +43,44 @@ class GraphRadii:
     def __init__(self) -> None:
         self._known: dict[str, tuple[list[Tensor], Norms]] = {}
 
-    def at(self, node: Any, start: Radius, boxes: dict[str, tuple[Tensor, Tensor]], clean: dict[str, Tensor]) -> Radius:
+    def at(
+        self,
+        node: Any,
+        start: Radius,
+        boxes: dict[str, tuple[Tensor, Tensor]],
+        clean: dict[str, Tensor],
+        known: dict[str, Radius] | None = None,
+    ) -> Radius:
         """Radius at ``node``.
 
         Args:
             start: radius of the input. boxes: bounds (lower, upper) of ReLU inputs by name. clean: values there.
+            known: radii found so far in this walk, by name.
         """
+        known = {} if known is None else known
+        if node.name not in known:
+            known[node.name] = self._at(node, start, boxes, clean, known)
+        return known[node.name]
+
+    def _at(
+        self,
+        node: Any,
+        start: Radius,
+        boxes: dict[str, tuple[Tensor, Tensor]],
+        clean: dict[str, Tensor],
+        known: dict[str, Radius],
+    ) -> Radius:
         kind = type(node).__name__
         if kind == "BoundInput":
             return start
         sources = [parent for parent in node.inputs if parent.perturbed]
-        below = [self.at(parent, start, boxes, clean) for parent in sources]
-        if kind == "BoundAdd" or kind == "BoundSub":
-            total = below[0]
-            for one in below[1:]:
-                total = total.plus(one)
-            return total
-        if len(below) == 1:
+        below = [self.at(parent, start, boxes, clean, known) for parent in sources]
+        unknown = torch.full_like(start.l2, torch.inf)
+        if kind in ("BoundAdd", "BoundSub"):
+            # a smaller summand is copied, which lengthens what moves in it
+            same = all(_entries(parent) == _entries(node) for parent in sources)
+            return functools.reduce(Radius.plus, below) if same else Radius(unknown, unknown)
+        if len(below) == 1 and sources[0] is node.inputs[0]:
             if kind in ("BoundFlatten", "BoundReshape", "BoundUnsqueeze", "BoundSqueeze", "BoundDropout"):
                 return below[0]
             if kind == "BoundRelu":
@@ -68,8 +88,8 @@ class GraphRadii:
             norms = self._layer_norms(node)
             if norms is not None:
                 spectral, column_l1, column_l2 = norms
-                return Radius(below[0].l1 * column_l1, torch.minimum(below[0].l2 * spectral, below[0].l1 * column_l2))
-        unknown = torch.full_like(start.l2, torch.inf)
+                by_l2, by_l1 = _scaled(below[0].l2, spectral), _scaled(below[0].l1, column_l2)
+                return Radius(_scaled(below[0].l1, column_l1), torch.minimum(by_l2, by_l1))
         return Radius(unknown, unknown)
 
     def reach(
@@ -83,21 +103,23 @@ class GraphRadii:
         kind = type(node).__name__
         sources = [parent for parent in node.inputs if parent.perturbed]
         if kind in ("BoundAdd", "BoundSub"):
-            return torch.stack([self.reach(parent, start, boxes, clean) for parent in sources]).sum(0)
+            return functools.reduce(torch.add, [self.reach(parent, start, boxes, clean) for parent in sources])
         shape = (-1, *[1] * (len(node.output_shape) - 1))
         if len(sources) == 1 and kind == "BoundBatchNormalization":
             weight, _, _, variance = _constants(node)[:4]
             scale = (weight / (variance + node.eps).sqrt()).abs() * _ROUNDED_UP
-            return self.reach(sources[0], start, boxes, clean) * scale.view(1, -1, *shape[2:])
-        if len(sources) != 1 or kind not in ("BoundConv", "BoundLinear"):
+            return _scaled(self.reach(sources[0], start, boxes, clean), scale.view(1, -1, *shape[2:]))
+        if len(sources) != 1 or sources[0] is not node.inputs[0] or kind not in ("BoundConv", "BoundLinear"):
             return torch.full_like(start.l2, torch.inf).view(shape)
         weight = _constants(node)[0]
+        if kind == "BoundLinear" and (node.transA or len(node.output_shape) != 2):
+            return torch.full_like(start.l2, torch.inf).view(shape)
         if kind == "BoundLinear":
             weight = (weight if node.transB else weight.T) * float(getattr(node, "alpha_linear", node.alpha))
         rows = weight.flatten(1)
         below = self.at(sources[0], start, boxes, clean)
-        by_l2 = below.l2.unsqueeze(1) * rows.norm(dim=1)
-        by_l1 = below.l1.unsqueeze(1) * rows.abs().amax(1)
+        by_l2 = _scaled(below.l2.unsqueeze(1), rows.norm(dim=1))
+        by_l1 = _scaled(below.l1.unsqueeze(1), rows.abs().amax(1))
         return torch.minimum(by_l2, by_l1).view(len(start.l2), -1, *shape[2:]) * _ROUNDED_UP
 
     def _through_relu(
@@ -114,14 +136,28 @@ class GraphRadii:
 
     def _layer_norms(self, node: Any) -> Norms | None:
         """Norms of a linear node, kept until its constants change; None where unknown."""
-        constants = _constants(node)
+        constants = [*_constants(node), torch.tensor(node.inputs[0].output_shape[1:])]
         known = self._known.get(node.name)
-        if known is None or not all(torch.equal(*pair) for pair in zip(known[0], constants, strict=True)):
+        if known is None or not all(_same(*pair) for pair in zip(known[0], constants, strict=True)):
             norms = _norms_of(node)
             if norms is None:
                 return None
             known = self._known[node.name] = [constant.detach().clone() for constant in constants], norms
         return known[1]
+
+
+def _entries(node: Any) -> int:
+    """Entries per sample of what a node computes."""
+    return math.prod(node.output_shape[1:])
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+
+
+def _scaled(radius: Tensor, factor: Tensor | float) -> Tensor:
+    """``radius * factor``; an unknown (infinite) radius stays unknown even times 0."""
+    return torch.nan_to_num(radius * factor, nan=torch.inf, posinf=torch.inf)
 
 
 def _constants(node: Any) -> list[Tensor]:

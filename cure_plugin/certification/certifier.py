@@ -44,7 +44,8 @@ class Verdict:
     """What is known of one image and one set.
 
     Attributes:
-        status: ``proved``, ``falsified`` or ``undecided``.
+        status: ``proved``, ``falsified`` (the clean image, or a point found in the set, is misclassified) or
+            ``undecided``.
         margin: best lower bound of the smallest margin z_y - z_j over the set; for ``falsified`` the margin
             at the counterexample (<= 0).
         stage: what decided, or the last method tried: ``clean``, ``pgd`` or a bound method.
@@ -65,7 +66,7 @@ class Certifier:
     Args:
         net: classifier in eval mode, (B, *input_shape) to (B, C).
         input_shape: without the batch axis.
-        methods: which bound methods to try, in this order.
+        methods: which of :data:`METHODS` to try, in that order.
         attack_steps, restarts: of the PGD attack.
         alpha_iterations: optimisation steps of alpha-CROWN.
         pieces: that splitting may bound per image.
@@ -143,14 +144,15 @@ class Certifier:
                 self._attack(x, y, left, perturbation, generator, status, stage, margin, points)
             elif step == "splitting":
                 for index in left.tolist():
-                    result = self.split(x[index : index + 1], y[index : index + 1], perturbation)
+                    one = torch.tensor([index])
+                    result = self.split(x[one], y[one], perturbation.select(x, one))
                     stage[index], pieces[index] = step, result.pieces
                     margin[index] = max(float(margin[index]), result.margin)
                     status[index] = "proved" if result.proved else "undecided"
             else:
-                bound = self.lower_bound(x[left], y[left], perturbation, step)
+                bound = self.lower_bound(x[left], y[left], perturbation.select(x, left), step)
                 for position, index in enumerate(left.tolist()):
-                    margin[index] = torch.maximum(margin[index], bound[position])
+                    margin[index] = torch.fmax(margin[index], bound[position])
                     stage[index] = step
                     if margin[index] > needed[index]:
                         status[index] = "proved"
@@ -163,7 +165,8 @@ class Certifier:
 
     def _stages(self, perturbation: PerturbationSet) -> list[str]:
         """What is tried on ``perturbation``, in order."""
-        useless = {"splitting"} if not perturbation.split_methods else {"alpha-CROWN"}
+        splits = bool(perturbation.split_methods) and "splitting" in self.methods
+        useless = {"alpha-CROWN"} if splits else {"splitting"}
         if not perturbation.shared_budget:
             useless.add("coupled")
         bounds = [method for method in METHODS if method in self.methods and method not in useless]
@@ -193,7 +196,7 @@ class Certifier:
     ) -> None:
         """Mark as falsified, with the point found, what PGD breaks."""
         found, candidates = find_counterexample(
-            self.net, x[left], y[left], perturbation, self.attack_steps, self.restarts, generator
+            self.net, x[left], y[left], perturbation.select(x, left), self.attack_steps, self.restarts, generator
         )
         with torch.no_grad():
             reached = -worst_margin_loss(self.net(candidates), y[left]).cpu()
@@ -224,7 +227,7 @@ class Certifier:
         for method in self._stages(perturbation):
             left = (~done).nonzero().flatten()
             if left.numel() and method in BOUND_METHODS:
-                done[left] = self.lower_bound(x[left], y[left], perturbation, method) > needed[left]
+                done[left] = self.lower_bound(x[left], y[left], perturbation.select(x, left), method) > needed[left]
         return done
 
     def lower_bound(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> Tensor:
@@ -232,20 +235,21 @@ class Certifier:
         parts = []
         for start in range(0, x.shape[0], self.batch_size):
             piece = slice(start, start + self.batch_size)
+            some = perturbation.select(x, torch.arange(x.shape[0])[piece])
             if method == "coupled":
                 with torch.no_grad():
                     needed = required_margin(self.net(x[piece]))
                 with frozen(self.net):
-                    margins = self._coupled.lower_margins(x[piece], y[piece], perturbation, needed)
+                    margins = self._coupled.lower_margins(x[piece], y[piece], some, needed)
             elif method == "alpha-CROWN":
                 bounded = bounded_module(  # a fresh one: 0.3 carries alphas over from one batch to the next
                     self.net,
                     self.input_shape,
                     {"optimize_bound_args": {"iteration": self.alpha_iterations, "enable_beta_crown": False}},
                 )
-                margins = lower_margins(bounded, x[piece], y[piece], perturbation, method)
+                margins = lower_margins(bounded, x[piece], y[piece], some, method)
             else:
                 with torch.no_grad():
-                    margins = lower_margins(self._bounded, x[piece], y[piece], perturbation, method)
+                    margins = lower_margins(self._bounded, x[piece], y[piece], some, method)
             parts.append(margins.detach().amin(1).cpu())
         return torch.cat(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ import auto_LiRPA
 import torch
 from tqdm import tqdm
 
-from cure_plugin.certification.certifier import Certifier
+from cure_plugin.certification.certifier import Certifier, Verdict
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import DataError, OutputError, SpecError
 from cure_plugin.files import write_text
@@ -121,11 +122,16 @@ def _certify_batch(
             "index": start + i,
             "label": int(y[i]),
             "prediction": predictions[i],
-            "sets": {name: asdict(verdicts[i]) for name, verdicts in by_set.items()},
+            "sets": {name: _verdict(verdicts[i]) for name, verdicts in by_set.items()},
             **_combined({name: verdicts[i].status for name, verdicts in by_set.items()}, sets),
         }
         for i in range(stop - start)
     ]
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    """The fields as JSON knows them: no margin where none was found."""
+    return {**asdict(verdict), "margin": verdict.margin if math.isfinite(verdict.margin) else None}
 
 
 def _combined(statuses: dict[str, str], sets: dict[str, SetSpec]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from cure_plugin.errors import SpecError
 from cure_plugin.sets import PerturbationSet
 
 LowerBound = Callable[[Tensor, Tensor, PerturbationSet, str], Tensor]
@@ -26,7 +27,7 @@ class SplitResult:
     Attributes:
         proved: every piece is proved.
         pieces: how many pieces were bounded in all.
-        margin: smallest lower bound among the pieces that were not split further.
+        margin: a lower bound over the whole set: the smallest of the pieces that were not split further.
     """
 
     proved: bool
@@ -63,22 +64,27 @@ def prove_by_splitting(
         x: one image (1, *input); y: its label (1,).
         needed: bound above which a piece counts as proved.
         budget: pieces to bound at most. batch_size: pieces to bound at a time.
+
+    Raises:
+        SpecError: the set's partition is empty.
     """
     methods = perturbation.split_methods
     tie = itertools.count()
     pending = [_Open(-math.inf, 0, next(tie), piece) for piece in perturbation.partition(x)]
+    if not pending:
+        raise SpecError(f"{perturbation!r} has an empty partition; a partition must cover the set")
     pieces, smallest = 0, math.inf
     while pending:
         method = pending[0].method
-        count = batch_size if method == 0 else _COSTLY_PIECES
+        count = batch_size if method == 0 else min(_COSTLY_PIECES, batch_size)
         chosen = [heapq.heappop(pending)]
         while pending and pending[0].method == method and len(chosen) < count:
             chosen.append(heapq.heappop(pending))
         pieces += len(chosen) if method == 0 else 0
         if pieces > budget:
             return SplitResult(False, pieces - len(chosen), chosen[0].bound)
-        for one, bound in zip(chosen, _bounds(lower_bound, x, y, chosen, methods[method]), strict=True):
-            bound = max(bound, one.bound)
+        bounds = _bounds(lower_bound, x, y, chosen, methods[method])
+        for one, bound in zip(chosen, bounds, strict=True):
             if bound > needed:
                 smallest = min(smallest, bound)
             elif method + 1 < len(methods):
@@ -86,15 +92,15 @@ def prove_by_splitting(
             else:
                 children = one.piece.split(x)
                 if not children:
-                    return SplitResult(False, pieces, bound)
+                    return SplitResult(False, pieces, min(smallest, *bounds, *(other.bound for other in pending)))
                 for child in children:
                     heapq.heappush(pending, _Open(bound, 0, next(tie), child))
     return SplitResult(True, pieces, smallest)
 
 
 def _bounds(lower_bound: LowerBound, x: Tensor, y: Tensor, chosen: Sequence[_Open], method: str) -> list[float]:
-    """Lower margins of several pieces of one image's set."""
+    """The best lower margins so far of several pieces of one image's set."""
     pieces = [one.piece for one in chosen]
     stacked = pieces[0].stack(pieces) if len(pieces) > 1 else pieces[0]
-    repeated = x.expand(len(pieces), *x.shape[1:])
-    return lower_bound(repeated, y.expand(len(pieces)), stacked, method).tolist()
+    found = lower_bound(x.expand(len(pieces), *x.shape[1:]), y.expand(len(pieces)), stacked, method).tolist()
+    return [one.bound if math.isnan(bound) else max(bound, one.bound) for one, bound in zip(chosen, found, strict=True)]

@@ -119,6 +119,10 @@ class PerturbationSet(PerturbationLpNorm, ABC):
         """
         raise SpecError(f"{type(self).__name__} cannot be stacked per sample; bound the sets one by one")
 
+    def select(self, x: Tensor, index: Tensor) -> PerturbationSet:
+        """The set for the samples ``index`` (int64) of the batch ``x``; itself unless it differs per sample."""
+        return self
+
     def contains(self, x: Tensor, point: Tensor, tolerance: float = 1e-6) -> Tensor:
         """Whether each ``point`` lies in the set around ``x``, up to ``tolerance`` per coordinate; (B,) bool."""
         return (self.project(x, point) - point).abs().flatten(1).amax(1) <= tolerance

@@ -34,6 +34,9 @@ _MOTION: dict[str, Callable[[float], float]] = {
 _PARTITION_MOTION = 1.2
 """Pixels that the cells of :meth:`PerturbationGeometric.partition` may move a pixel at the edge, in all."""
 
+_PARTITION_CELLS = 4096
+"""Cells that it makes at most; larger ones then."""
+
 _NEWTON_STARTS, _NEWTON_STEPS = 8, 15
 
 _SEARCH_POINTS = 257
@@ -242,6 +245,9 @@ class PerturbationGeometric(PerturbationSet):
         width = self.upper - self.lower
         motion = torch.tensor([_MOTION[name](radius) for name in self.parameters], dtype=torch.float64) * width
         counts = (motion * int((motion > 0).sum()) / _PARTITION_MOTION).ceil().clamp(min=1).long().tolist()
+        while math.prod(counts) > _PARTITION_CELLS:
+            largest = counts.index(max(counts))
+            counts[largest] = (counts[largest] + 1) // 2
         ranges = zip(self.lower.tolist(), self.upper.tolist(), counts, strict=True)
         edges = [torch.linspace(low, high, count + 1, dtype=torch.float64).tolist() for low, high, count in ranges]
         cells = itertools.product(*(itertools.pairwise(ends) for ends in edges))
@@ -250,6 +256,12 @@ class PerturbationGeometric(PerturbationSet):
     def _require_one_box(self) -> None:
         if self.lower.ndim != 1:
             raise SpecError("a geometric set with a box per sample cannot be split; split the sets one by one")
+
+    def select(self, x: Tensor, index: Tensor) -> PerturbationGeometric:
+        if self.lower.ndim == 1:
+            return self
+        chosen = index.to(self.lower.device)
+        return self._with(self.lower[chosen], self.upper[chosen])
 
     def stack(self, others: Sequence[PerturbationSet]) -> PerturbationSet:
         for other in others:

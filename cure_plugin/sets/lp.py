@@ -194,6 +194,14 @@ class PerturbationLpBall(PerturbationSet):
     def scaled(self, factor: float) -> PerturbationLpBall:
         return PerturbationLpBall(self.p, self.eps * factor, self.domain)
 
+    def select(self, x: Tensor, index: Tensor) -> PerturbationLpBall:
+        ends = self.domain
+        if ends is not None:
+            low, high = (e[index] if isinstance(e, Tensor) and e.ndim == x.ndim and len(e) > 1 else e for e in ends)
+            ends = low, high
+        eps = self.eps[index] if isinstance(self.eps, Tensor) and self.eps.ndim == 1 else self.eps
+        return PerturbationLpBall(self.p, eps, ends)
+
     def needs_attack(self, ratio: float) -> bool:
         return ratio < 1  # at 1 the region is the whole ball, wherever the attack ended
 

@@ -224,11 +224,18 @@ class PerturbationPatch(PerturbationSet):
     def _with_block(self, block: tuple[int, int, int, int]) -> PerturbationPatch:
         return PerturbationPatch(self.height, self.width, block, self.domain)
 
+    def select(self, x: Tensor, index: Tensor) -> PerturbationPatch:
+        if self.block is None or self.block.ndim == 1:
+            return self
+        return PerturbationPatch(self.height, self.width, self.block[index.to(self.block.device)], self.domain)
+
     def stack(self, others: Sequence[PerturbationSet]) -> PerturbationSet:
         blocks = []
         for other in others:
             if not isinstance(other, PerturbationPatch) or other.block is None or other.block.ndim != 1:
                 raise SpecError("only patches with a block of positions each can be stacked; split them first")
+            if (other.height, other.width, other.domain) != (self.height, self.width, self.domain):
+                raise SpecError(f"only patches of one size and domain can be stacked, got {self!r} and {other!r}")
             blocks.append(other.block)
         return PerturbationPatch(self.height, self.width, torch.stack(blocks), self.domain)
 

@@ -72,6 +72,9 @@ class PerturbationUnion(PerturbationSet):
     def parts(self) -> tuple[PerturbationSet, ...]:
         return tuple(part for member in self.members for part in member.parts())
 
+    def select(self, x: Tensor, index: Tensor) -> PerturbationUnion:
+        return PerturbationUnion([member.select(x, index) for member in self.members])
+
     def split(self, x: Tensor) -> tuple[PerturbationSet, ...]:
         return self.members
 
