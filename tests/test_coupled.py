@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -268,16 +270,40 @@ def test_unusual_graphs(make: type[nn.Module], seed: int) -> None:
         assert crossing(found, torch.full_like(found, torch.inf), reached) <= 1e-12
 
 
-@pytest.mark.parametrize("eps", [0.0, 1e-7, 1e-6, 1e-4])
+@pytest.mark.parametrize("make", [Summed, Copied])
+def test_the_radius_of_copied_values_counts_every_copy(make: type[nn.Module]) -> None:
+    net = make().double().eval()
+    x = torch.full((1, 1, SIDE, SIDE), 0.5, dtype=torch.float64)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            parameter.fill_(0.0 if name.startswith("wide") else 0.1)
+    bounded = bounded_module(net, tuple(x.shape[1:]), {"conv_mode": "matrix"})
+    ball = PerturbationLpBall(2, 0.5)
+    with torch.no_grad():
+        bounded(x)
+        node = next(relu.inputs[0] for relu in bounded.relus if type(relu.inputs[0]).__name__ == "BoundAdd")
+        clean = node.forward_value
+        lower_margins(bounded, x, torch.zeros(1, dtype=torch.long), ball, "CROWN")
+        radius = GraphRadii().at(node, Radius(*ball.radii(x)), {}, {})
+        bounded(x + 0.5 / SIDE)  # the ball's point that moves the sum most
+        moved = (node.forward_value - clean).flatten(1)
+    assert bool((moved.norm(dim=1) <= radius.l2).all()) and bool((moved.abs().sum(1) <= radius.l1).all())
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-7, 1e-6, 1e-5])
 def test_tiny_radii_in_float32_stay_below_the_clean_margin(eps: float) -> None:
     torch.manual_seed(0)
-    layers = [nn.Flatten(), nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 3)]
-    net = nn.Sequential(*layers).eval()
+    sizes = [784, 100, 100, 100, 10]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for one, other in itertools.pairwise(sizes):
+        layers += [nn.Linear(one, other), nn.ReLU()]
+    net = nn.Sequential(*layers[:-1]).eval()
     with torch.no_grad():
-        layers[1].bias.add_(30)
-    x, y = torch.rand(2, 1, SIDE, SIDE), torch.tensor([0, 1])
-    bounded = bounded_module(net, (1, SIDE, SIDE))
-    found = CoupledBounds(bounded, 60, 30, 4).lower_margins(
-        x, y, PerturbationLpBall(2, eps), torch.full((2,), torch.inf)
-    )
-    assert bool((found <= Margins(net, y)(x) + 1e-5).all())
+        layers[1].bias.add_(30)  # values at which one rounding error exceeds the radius
+    x = torch.rand(2, 1, 28, 28)
+    y = net(x).argmax(1)
+    bounded = bounded_module(net, (1, 28, 28))
+    found = CoupledBounds(bounded).lower_margins(x, y, PerturbationLpBall(2, eps), torch.full((2,), 99.0))
+    logits = net(x)
+    clean = (logits.gather(1, y[:, None]) - logits).topk(9, dim=1).values.amin(1)
+    assert bool((found.amin(1) <= clean + 1e-6).all())

@@ -76,6 +76,8 @@ class GraphRadii:
         sources = [parent for parent in node.inputs if parent.perturbed]
         below = [self.at(parent, start, boxes, clean, known) for parent in sources]
         unknown = torch.full_like(start.l2, torch.inf)
+        if not sources:
+            return Radius(torch.zeros_like(unknown), torch.zeros_like(unknown))
         if kind in ("BoundAdd", "BoundSub"):
             # a smaller summand is copied, which lengthens what moves in it
             same = all(_entries(parent) == _entries(node) for parent in sources)
