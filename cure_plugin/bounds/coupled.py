@@ -53,7 +53,7 @@ class CoupledBounds:
     """Lower bounds of margins over sets that have an l2 radius, never below CROWN's.
 
     Args:
-        bounded: auto_LiRPA's wrapper of a net in eval mode, whose weights stay as they are.
+        bounded: auto_LiRPA's wrapper of a net in eval mode.
         iterations: optimisation steps of the slopes for the margins.
         layer_iterations: the same for the bounds of fully connected layers.
         convolution_iterations: the same for convolutions after the first.
