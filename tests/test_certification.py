@@ -107,6 +107,7 @@ def test_records_resume_after_a_kill(certifier: Certifier, data: ImageData, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_twenty_kills_leave_the_file_of_an_undisturbed_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cure_plugin", "train", "demo_linf", "epochs=1", "ramp_epochs=0"]
     subprocess.run([*command, "--out", str(tmp_path)], check=True, capture_output=True)
