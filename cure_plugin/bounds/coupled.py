@@ -13,10 +13,8 @@ from torch import Tensor
 from cure_plugin.bounds.coupled_relu import Coupling, coupled
 from cure_plugin.bounds.margins import margin_matrix
 from cure_plugin.bounds.module import default_dtype
-from cure_plugin.bounds.radii import GraphRadii, Radius
+from cure_plugin.bounds.radii import Box, GraphRadii, Radius
 from cure_plugin.sets import PerturbationSet
-
-Box = tuple[Tensor, Tensor]
 
 _DECAY = 0.97
 """Of the learning rate, per step."""
@@ -119,13 +117,13 @@ class CoupledBounds:
             state.radius[node.name] = radius * (1 + 1e-6) + rounding
 
     @torch.enable_grad()
-    def _optimise(self, state: _State, node: Any, iterations: int) -> tuple[Tensor, Tensor]:
+    def _optimise(self, state: _State, node: Any, iterations: int) -> Box:
         """Best bounds over slopes and multipliers: (lower, upper) of ``node``; for None of the margins (upper: inf)."""
         coupling = Coupling(node or self.bounded.final_node(), state.clean, state.radius)
         given = {name: [*box] for name, box in state.boxes.items() if node is None or name != node.name}
         reference = {} if node is None else {node.name: [*state.boxes[node.name]]}
         optimiser: torch.optim.Adam | None = None
-        best: tuple[Tensor, Tensor] | None = None
+        best: Box | None = None
         for step in range(iterations):
             with coupled(coupling):
                 margins, _ = self.bounded.compute_bounds(

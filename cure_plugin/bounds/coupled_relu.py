@@ -24,9 +24,8 @@ from auto_LiRPA.bound_ops import BoundRelu
 from auto_LiRPA.patches import Patches
 from torch import Tensor
 
+from cure_plugin.bounds.radii import Box
 from cure_plugin.sets.rows import rows_of_patches
-
-Box = tuple[Tensor, Tensor]
 
 _SEARCH_STEPS = 6
 """Fixed-point steps to the first multiplier; later calls take one step each from the last one."""

@@ -11,7 +11,7 @@ else keeps the (sound) box.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from auto_LiRPA import BoundedModule
 from torch import Tensor
 
 from cure_plugin.sets.base import PerturbationSet
-from cure_plugin.sets.rows import Pair, Rows, rows_of_convolution, rows_of_linear
+from cure_plugin.sets.rows import Rows, pair, rows_of_convolution, rows_of_linear
 
 _ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "BoundAdd": torch.add,
@@ -138,11 +138,6 @@ def _through_channel_scaling(node: Any) -> _Scaled | None:
     return replace(source, value=F.conv2d(source.value, weight, bias), scale=source.scale * diagonal.view(1, -1, 1, 1))
 
 
-def _pair(values: Sequence[int]) -> Pair:
-    first, second = values
-    return int(first), int(second)
-
-
 def _first_layer(node: Any) -> tuple[_Scaled, Tensor, Rows] | None:
     """(scaled input, clean output, rows) if ``node`` is a convolution or linear layer over a scaled input."""
     kind = type(node).__name__
@@ -168,9 +163,9 @@ def _first_layer(node: Any) -> tuple[_Scaled, Tensor, Rows] | None:
         return None
     if source.value.shape != source.clean.shape:  # reshaped before: a window is no window of the input
         return None
-    stride, padding, dilation = _pair(node.stride), _pair(node.padding), _pair(node.dilation)
+    stride, padding, dilation = pair(node.stride), pair(node.padding), pair(node.dilation)
     clean_output = F.conv2d(source.value, weight, bias, stride, padding, dilation)
-    rows = rows_of_convolution(weight * source.scale, stride, padding, dilation, _pair(clean_output.shape[2:]))
+    rows = rows_of_convolution(weight * source.scale, stride, padding, dilation, pair(clean_output.shape[2:]))
     return source, clean_output, rows
 
 

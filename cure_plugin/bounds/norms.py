@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-Pair = tuple[int, int]
+from cure_plugin.sets.rows import Pair
 
 _OUTWARD = 1 + 1e-9
 """Relative widening of norms computed in float64."""

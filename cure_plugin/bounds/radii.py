@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 from cure_plugin.bounds.norms import column_norms, convolution_norm, matrix_norm
+from cure_plugin.sets.rows import pair
+
+Box = tuple[Tensor, Tensor]
+"""(lower, upper)."""
 
 Norms = tuple[float, float, float]
 """Spectral norm, largest column l1 norm, largest column l2 norm."""
@@ -43,38 +47,36 @@ class GraphRadii:
     def __init__(self) -> None:
         self._known: dict[str, tuple[list[Tensor], Norms]] = {}
 
-    def at(
-        self,
-        node: Any,
-        start: Radius,
-        boxes: dict[str, tuple[Tensor, Tensor]],
-        clean: dict[str, Tensor],
-        known: dict[str, Radius] | None = None,
-    ) -> Radius:
+    def at(self, node: Any, start: Radius, boxes: dict[str, Box], clean: dict[str, Tensor]) -> Radius:
         """Radius at ``node``.
 
         Args:
             start: radius of the input. boxes: bounds (lower, upper) of ReLU inputs by name. clean: values there.
-            known: radii found so far in this walk, by name.
         """
-        known = {} if known is None else known
-        if node.name not in known:
-            known[node.name] = self._at(node, start, boxes, clean, known)
-        return known[node.name]
+        known: dict[str, Radius] = {}
 
-    def _at(
+        def radius(one: Any) -> Radius:
+            if one.name not in known:
+                sources = [parent for parent in one.inputs if parent.perturbed]
+                below = [radius(parent) for parent in sources]
+                known[one.name] = self._through(one, sources, below, start, boxes, clean)
+            return known[one.name]
+
+        return radius(node)
+
+    def _through(
         self,
         node: Any,
+        sources: list[Any],
+        below: list[Radius],
         start: Radius,
-        boxes: dict[str, tuple[Tensor, Tensor]],
+        boxes: dict[str, Box],
         clean: dict[str, Tensor],
-        known: dict[str, Radius],
     ) -> Radius:
+        """Radius behind ``node`` from those of its perturbed inputs."""
         kind = type(node).__name__
         if kind == "BoundInput":
             return start
-        sources = [parent for parent in node.inputs if parent.perturbed]
-        below = [self.at(parent, start, boxes, clean, known) for parent in sources]
         unknown = torch.full_like(start.l2, torch.inf)
         if not sources:
             return Radius(torch.zeros_like(unknown), torch.zeros_like(unknown))
@@ -94,9 +96,7 @@ class GraphRadii:
                 return Radius(_scaled(below[0].l1, column_l1), torch.minimum(by_l2, by_l1))
         return Radius(unknown, unknown)
 
-    def reach(
-        self, node: Any, start: Radius, boxes: dict[str, tuple[Tensor, Tensor]], clean: dict[str, Tensor]
-    ) -> Tensor:
+    def reach(self, node: Any, start: Radius, boxes: dict[str, Box], clean: dict[str, Tensor]) -> Tensor:
         """How far each single value at a linear ``node`` can move: its row's dual norm times the radius below.
 
         Returns:
@@ -108,25 +108,20 @@ class GraphRadii:
             return functools.reduce(torch.add, [self.reach(parent, start, boxes, clean) for parent in sources])
         shape = (-1, *[1] * (len(node.output_shape) - 1))
         if len(sources) == 1 and kind == "BoundBatchNormalization":
-            weight, _, _, variance = _constants(node)[:4]
-            scale = (weight / (variance + node.eps).sqrt()).abs() * _ROUNDED_UP
+            scale = _normalisation_scale(node).to(start.l2)
             return _scaled(self.reach(sources[0], start, boxes, clean), scale.view(1, -1, *shape[2:]))
         if len(sources) != 1 or sources[0] is not node.inputs[0] or kind not in ("BoundConv", "BoundLinear"):
             return torch.full_like(start.l2, torch.inf).view(shape)
-        weight = _constants(node)[0]
-        if kind == "BoundLinear" and (node.transA or len(node.output_shape) != 2):
+        weight = _constants(node)[0] if kind == "BoundConv" else _linear_weight(node)
+        if weight is None or (kind == "BoundLinear" and len(node.output_shape) != 2):
             return torch.full_like(start.l2, torch.inf).view(shape)
-        if kind == "BoundLinear":
-            weight = (weight if node.transB else weight.T) * float(getattr(node, "alpha_linear", node.alpha))
-        rows = weight.flatten(1)
+        rows = weight.flatten(1).to(start.l2)
         below = self.at(sources[0], start, boxes, clean)
         by_l2 = _scaled(below.l2.unsqueeze(1), rows.norm(dim=1))
         by_l1 = _scaled(below.l1.unsqueeze(1), rows.abs().amax(1))
         return torch.minimum(by_l2, by_l1).view(len(start.l2), -1, *shape[2:]) * _ROUNDED_UP
 
-    def _through_relu(
-        self, node: Any, below: Radius, boxes: dict[str, tuple[Tensor, Tensor]], clean: dict[str, Tensor]
-    ) -> Radius:
+    def _through_relu(self, node: Any, below: Radius, boxes: dict[str, Box], clean: dict[str, Tensor]) -> Radius:
         """A ReLU moves no value further than its input, and none outside the ReLU of its bounds."""
         name = node.inputs[0].name
         if name not in boxes:
@@ -166,30 +161,36 @@ def _constants(node: Any) -> list[Tensor]:
     return [parent.forward_value if hasattr(parent, "forward_value") else parent.value for parent in node.inputs[1:]]
 
 
+def _linear_weight(node: Any) -> Tensor | None:
+    """The matrix (outputs, inputs) of a fully connected node, float64; None where it is no plain one."""
+    weight = _constants(node)[0]
+    if node.transA or weight.ndim != 2:
+        return None
+    factor = float(getattr(node, "alpha_linear", getattr(node, "alpha", 1.0)))
+    return (weight if node.transB else weight.T).detach().double() * factor
+
+
+def _normalisation_scale(node: Any) -> Tensor:
+    """What batch normalisation multiplies each channel's distances by, float64, rounded outward."""
+    weight, _, _, variance = (constant.detach().double() for constant in _constants(node)[:4])
+    return (weight / (variance + node.eps).sqrt()).abs() * _ROUNDED_UP
+
+
 def _norms_of(node: Any) -> Norms | None:
     kind = type(node).__name__
     if kind == "BoundConv":
         weight = _constants(node)[0]
         if weight.ndim != 4 or node.groups != 1:
             return None
-        stride, padding, dilation = (_pair(value) for value in (node.stride, node.padding, node.dilation))
-        size = _pair(node.inputs[0].output_shape[2:])
+        stride, padding, dilation = (pair(value) for value in (node.stride, node.padding, node.dilation))
+        size = pair(node.inputs[0].output_shape[2:])
         return (convolution_norm(weight, stride, padding, dilation, size), *column_norms(weight, stride, dilation))
     if kind == "BoundLinear":
-        weight = _constants(node)[0]
-        weight = weight if getattr(node, "transB", 1) else weight.T
-        if getattr(node, "transA", 0) or weight.ndim != 2:
+        matrix = _linear_weight(node)
+        if matrix is None:
             return None
-        factor = abs(float(getattr(node, "alpha_linear", getattr(node, "alpha", 1.0))))
-        columns = weight.detach().double() * factor
-        return matrix_norm(columns), float(columns.abs().sum(0).max()), float(columns.norm(dim=0).max())
+        return matrix_norm(matrix), float(matrix.abs().sum(0).max()), float(matrix.norm(dim=0).max())
     if kind == "BoundBatchNormalization":
-        weight, _, _, variance = _constants(node)[:4]
-        scale = float((weight.double() / (variance.double() + node.eps).sqrt()).abs().max()) * (1 + 1e-6)
+        scale = float(_normalisation_scale(node).max())
         return scale, scale, scale
     return None
-
-
-def _pair(values: Any) -> tuple[int, int]:
-    first, second = values
-    return int(first), int(second)

@@ -7,7 +7,7 @@ coefficients (..., K) plus a way to pick the K input values that a row touches. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,12 @@ from torch import Tensor
 from cure_plugin.compat import patch_bounds_are_flat
 
 Pair = tuple[int, int]
+
+
+def pair(values: Sequence[int]) -> Pair:
+    """Two whole numbers, as (vertical, horizontal), of what may be a list, a tensor's shape or numpy integers."""
+    first, second = values
+    return int(first), int(second)
 
 
 @dataclass(frozen=True)
