@@ -40,6 +40,9 @@ from cure_plugin.sets.geometry import interval_hull, sinusoid_range, transform
 from cure_plugin.training import Trainer, load_recipe
 
 RECIPES = Path(__file__).parent / "recipes"
+NETS = Path("out/bench-nets")
+"""Where the trained nets are kept and found again."""
+
 HULL_IMAGES, GEOMETRIC_IMAGES, PATCH_IMAGES = 20, 200, 100
 ANGLES, WIDTHS, TRUTH_SAMPLES = (0.0, 10.0, 30.0), (0.25, 1.0), 201
 GRIDS = {"R(30)": (0.25,), "Sc(5) R(5)": (0.5, 0.25)}
@@ -177,11 +180,11 @@ def compare(
     }
 
 
-def trained(name: str, data: str, root: Path | None, out: Path) -> Certifier:
+def trained(name: str, data: str, root: Path | None) -> Certifier:
     """A certifier of the net of one of our recipes; trains it, or reuses an earlier run."""
     recipe = load_recipe(RECIPES / f"{name}.yaml", {"data": data})
     images = load_data(data, True, root)
-    return Certifier(Trainer(recipe, images, out / name).run(progress=True), images.shape, batch_size=BATCH)
+    return Certifier(Trainer(recipe, images, NETS / name).run(progress=True), images.shape, batch_size=BATCH)
 
 
 def bench_geometric(certifier: Certifier, data: ImageData) -> list[dict[str, Any]]:
@@ -240,7 +243,7 @@ def shown(figures: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="data root in torchvision's layout (default: $CURE_DATA)")
-    parser.add_argument("--out", type=Path, default=Path("out/bench-sets"), help="folder of nets and figures")
+    parser.add_argument("--out", type=Path, default=Path("out/bench-sets"), help="folder of the figures")
     parser.add_argument("--record", action="store_true", help="write the figures to the ledger")
     options = parser.parse_args(arguments)
     full = bool(options.data or os.environ.get("CURE_DATA"))
@@ -250,8 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures = {
         "data": mnist,
         "hull": bench_hull(hull_data),
-        "geometric": bench_geometric(trained("linf", mnist, options.data, options.out), test.first(GEOMETRIC_IMAGES)),
-        "patch": bench_patch(trained("patch", mnist, options.data, options.out), test.first(PATCH_IMAGES)),
+        "geometric": bench_geometric(trained("linf", mnist, options.data), test.first(GEOMETRIC_IMAGES)),
+        "patch": bench_patch(trained("patch", mnist, options.data), test.first(PATCH_IMAGES)),
     }
     print(shown(figures))
     write_text(options.out / "figures.json", json.dumps(figures, indent=1) + "\n")

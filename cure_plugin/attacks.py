@@ -15,6 +15,9 @@ from cure_plugin.sets.base import per_image
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(logits (B, C), labels (B,)) -> value per sample (B,) that the attack makes large."""
 
+_MOMENTUM = 0.5
+"""Of every second restart in the search for counterexamples."""
+
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Cross entropy per sample, (B,)."""
@@ -37,6 +40,7 @@ def pgd(
     objective: Objective = cross_entropy,
     random_start: bool = True,
     generator: torch.Generator | None = None,
+    momentum: float = 0.0,
 ) -> Tensor:
     """Projected gradient ascent; returns the best point of the set met, (B, *input).
 
@@ -44,7 +48,7 @@ def pgd(
     """
     best_point, best_value = x, torch.full((x.shape[0],), -torch.inf, dtype=x.dtype, device=x.device)
     for part in perturbation.parts():
-        variable, value = pgd_variable(model, x, y, part, steps, objective, random_start, generator)
+        variable, value = pgd_variable(model, x, y, part, steps, objective, random_start, generator, momentum)
         better = value > best_value
         best_value = torch.where(better, value, best_value)
         best_point = torch.where(per_image(better, x), part.decode(x, variable).detach(), best_point)
@@ -60,6 +64,7 @@ def pgd_variable(
     objective: Objective = cross_entropy,
     random_start: bool = True,
     generator: torch.Generator | None = None,
+    momentum: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Projected gradient ascent in the set's own attack variable (pixels, or the parameters of a transformation).
 
@@ -73,6 +78,7 @@ def pgd_variable(
         perturbation: the set to stay in.
         objective: what to make large, per sample.
         random_start: start at a random point of the set, else at ``x`` where the variable is the image.
+        momentum: share of the last direction kept, of gradients scaled to mean size 1 (Dong et al. 2018).
 
     Returns:
         (best variable met, its value (B,)).
@@ -83,6 +89,7 @@ def pgd_variable(
     if not random_start and variable.shape == x.shape:
         variable = x.clone()
     best_variable, best_value = variable, torch.full((x.shape[0],), -torch.inf, dtype=x.dtype, device=x.device)
+    direction = torch.zeros_like(variable)
     with evaluation_mode(model), torch.enable_grad():
         for index in range(steps + 1):
             variable = variable.detach().requires_grad_(index < steps)
@@ -95,7 +102,9 @@ def pgd_variable(
             (gradient,) = torch.autograd.grad(value.sum(), variable)
             if index > 0 and index in decay_steps:
                 step /= 10
-            variable = perturbation.ascend(x, variable.detach(), gradient, step)
+            size = per_image(gradient.abs().flatten(1).mean(1), gradient).clamp(min=torch.finfo(x.dtype).tiny)
+            direction = momentum * direction + gradient / size
+            variable = perturbation.ascend(x, variable.detach(), direction, step)
     return best_variable, best_value
 
 
@@ -110,7 +119,8 @@ def find_counterexample(
 ) -> tuple[Tensor, Tensor]:
     """Look for misclassified points in the set: the clean point, then PGD on the worst margin.
 
-    Each restart works on the samples still unbroken only.
+    Each restart works on the samples still unbroken only; every second one has momentum, which breaks more
+    patches and rotations and fewer boxes.
 
     Returns:
         (found (B,) bool, points (B, *input)): where found, a point of the set that the model gets wrong.
@@ -123,7 +133,8 @@ def find_counterexample(
         if left.numel() == 0:
             break
         some = perturbation.select(x, left)
-        candidate = pgd(model, x[left], y[left], some, steps, worst_margin_loss, restart > 0, generator)
+        momentum = _MOMENTUM if restart % 2 else 0.0
+        candidate = pgd(model, x[left], y[left], some, steps, worst_margin_loss, restart > 0, generator, momentum)
         with evaluation_mode(model), torch.no_grad():
             broken = worst_margin_loss(model(candidate), y[left]) >= 0
         points[left[broken]] = candidate[broken]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,12 +31,22 @@ def test_train_certify_export_report(trained: Path, tmp_path: Path, capsys: pyte
     assert main([*certify, "--out", str(tmp_path / "c")]) == 0
     summary = json.loads((tmp_path / "c" / "summary.json").read_text())
     assert set(summary["certified"]) == {"linf", "l2"} and summary["images"] == 6
+    assert len((tmp_path / "c" / "results.csv").read_text().splitlines()) == 1 + 6 * 2
+    assert "| linf cert. / PGD |" in (tmp_path / "c" / "report.md").read_text()
+    assert (tmp_path / "c" / "report.html").read_text().count('<img class="plot"') == 1
+    results = str(tmp_path / "c" / "results.jsonl")
+    assert main(["compare", results, results, "--out", str(tmp_path / "d")]) == 0
+    assert {path.name for path in (tmp_path / "d").iterdir()} == {"compare.md", "compare.csv"}
     assert main(["export", model, "linf=1/255", "--images", "2", "--out", str(tmp_path / "e")]) == 0
     names = sorted(p.name for p in (tmp_path / "e" / "vnnlib").iterdir())
     assert names == ["linf_1-255_0.vnnlib", "linf_1-255_1.vnnlib"]
     onnx = str(tmp_path / "e" / "model.onnx")
     assert main(["certify", onnx, "linf=1/255", "--images", "2", "--methods", "IBP", "--out", str(tmp_path / "o")]) == 0
-    report = ["report", f"one={model}", "--sets", "linf=1/255", "--images", "3", "--out", str(tmp_path / "r")]
+    (tmp_path / "sets.yaml").write_text("[linf=1/255]")
+    sets = str(tmp_path / "sets.yaml")
+    assert main(["export", model, sets, "--images", "1", "--out", str(tmp_path / "f")]) == 0
+    assert [path.name for path in (tmp_path / "f" / "vnnlib").iterdir()] == ["linf_1-255_0.vnnlib"]
+    report = ["report", f"one={model}", "--sets", sets, "--images", "3", "--out", str(tmp_path / "r")]
     assert main(report) == 0
     page = (tmp_path / "r" / "report.html").read_text()
     assert "<table>" in page and "data:image/png" in page
@@ -51,6 +62,23 @@ def test_certify_a_state_dict_for_sets_from_a_file(trained: Path, tmp_path: Path
     summary = json.loads((tmp_path / "c" / "summary.json").read_text())
     assert set(summary["certified"]) == {"linf", "R(1)", "union(l2,l1)", "patch1x1"}
     assert {"geometric", "patch", "universal"} <= set(summary["groups"])
+
+
+def test_certify_draws_curves_on_demand(trained: Path, tmp_path: Path) -> None:
+    arguments = ["certify", str(trained / "checkpoint.pt"), "linf=1/255", "--images", "2", "--methods", "IBP"]
+    assert main([*arguments, "--curves", "--out", str(tmp_path)]) == 0
+    assert "Certified accuracy as the sets grow" in (tmp_path / "report.html").read_text()
+
+
+def test_certify_without_matplotlib_writes_the_rest(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    arguments = ["certify", str(trained / "checkpoint.pt"), "linf=1/255", "--images", "2", "--methods", "IBP"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    assert "report.html is left out" in (error := capsys.readouterr().err) and "cure-plugin[plot]" in error
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"results.jsonl", "results.csv", "summary.json", "report.md"} <= written and "report.html" not in written
 
 
 def test_train_again_reuses(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,7 +131,7 @@ def check(seed: int, name: str, samples: int, optimised: int) -> float:
     bounded = bounded_module(net, tuple(x.shape[1:]))
     with torch.no_grad():
         crown = lower_margins(bounded, x, y, SETS[name], "CROWN")
-    found = CoupledBounds(bounded, 6, 4, 2).lower_margins(x, y, SETS[name], torch.full((2,), torch.inf))
+    found = CoupledBounds(bounded, 6, 4, 2).bounds(x, y, SETS[name], torch.full((2,), torch.inf)).margins
     assert found.dtype == torch.float64
     assert bool((found >= crown).all())
     reached = extremes(Margins(net, y), x, SETS[name], samples, optimised)
@@ -169,9 +169,8 @@ def test_one_multiplier_step_from_any_start_is_sound(monkeypatch: pytest.MonkeyP
 def test_extreme_radii_give_finite_bounds(eps: float) -> None:
     net, x, y = random_case(1)
     bounded = bounded_module(net, tuple(x.shape[1:]))
-    found = CoupledBounds(bounded, 40, 4, 2).lower_margins(
-        x, y, PerturbationLpBall(2, eps), torch.full((2,), torch.inf)
-    )
+    ball, never = PerturbationLpBall(2, eps), torch.full((2,), torch.inf)
+    found = CoupledBounds(bounded, 40, 4, 2).bounds(x, y, ball, never).margins
     assert bool(torch.isfinite(found).all())
     if eps < 1:
         assert torch.allclose(found, Margins(net, y)(x), atol=1e-6)
@@ -202,7 +201,7 @@ def test_stock_bounds_are_untouched_outside_the_context() -> None:
     bounded = bounded_module(net, tuple(x.shape[1:]))
     with torch.no_grad():
         before = lower_margins(bounded, x, y, SETS["l2"], "CROWN")
-        CoupledBounds(bounded, 3, 3, 1).lower_margins(x, y, SETS["l2"])
+        CoupledBounds(bounded, 3, 3, 1).bounds(x, y, SETS["l2"])
         assert torch.equal(before, lower_margins(bounded, x, y, SETS["l2"], "CROWN"))
 
 
@@ -264,7 +263,7 @@ def test_unusual_graphs(make: type[nn.Module], seed: int) -> None:
         bounded = bounded_module(net, tuple(x.shape[1:]), {"conv_mode": "matrix"})
         with torch.no_grad():
             crown = lower_margins(bounded, x, y, SETS[name], "CROWN")
-        found = CoupledBounds(bounded, 10, 5, 2).lower_margins(x, y, SETS[name], torch.full((2,), torch.inf))
+        found = CoupledBounds(bounded, 10, 5, 2).bounds(x, y, SETS[name], torch.full((2,), torch.inf)).margins
         assert bool((found >= crown).all())
         reached = extremes(Margins(net, y), x, SETS[name], 600, 60)
         assert crossing(found, torch.full_like(found, torch.inf), reached) <= 1e-12
@@ -303,7 +302,7 @@ def test_tiny_radii_in_float32_stay_below_the_clean_margin(eps: float) -> None:
     x = torch.rand(2, 1, 28, 28)
     y = net(x).argmax(1)
     bounded = bounded_module(net, (1, 28, 28))
-    found = CoupledBounds(bounded).lower_margins(x, y, PerturbationLpBall(2, eps), torch.full((2,), 99.0))
+    found = CoupledBounds(bounded).bounds(x, y, PerturbationLpBall(2, eps), torch.full((2,), 99.0)).margins
     logits = net(x)
     clean = (logits.gather(1, y[:, None]) - logits).topk(9, dim=1).values.amin(1)
     assert bool((found.amin(1) <= clean + 1e-6).all())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,20 +10,13 @@ from auto_LiRPA import BoundedModule, BoundedTensor
 from torch import Tensor
 
 from cure_plugin.bounds.coupled_relu import Coupling, coupled
-from cure_plugin.bounds.margins import margin_matrix
+from cure_plugin.bounds.margins import BOXES_ARGUMENT, Box, LayerBounds, crown_bounds, margin_matrix
 from cure_plugin.bounds.module import default_dtype
-from cure_plugin.bounds.radii import Box, GraphRadii, Radius
+from cure_plugin.bounds.radii import GraphRadii, Radius
 from cure_plugin.sets import PerturbationSet
 
 _DECAY = 0.97
 """Of the learning rate, per step."""
-
-_BOXES_ARGUMENT = next(
-    name
-    for name in ("intermediate_layer_bounds", "interm_bounds")
-    if name in inspect.signature(BoundedModule.compute_bounds).parameters
-)
-"""What this auto_LiRPA version calls bounds of inner nodes that it shall not compute itself."""
 
 
 @dataclass
@@ -71,33 +63,37 @@ class CoupledBounds:
         self.convolution_iterations, self.learning_rate = convolution_iterations, learning_rate
         self._radii = GraphRadii()
 
-    def lower_margins(
-        self, x: Tensor, y: Tensor, perturbation: PerturbationSet, target: Tensor | None = None
-    ) -> Tensor:
-        """Lower bounds of z_y - z_j for j != y over the set around ``x``, (B, C - 1).
+    def bounds(
+        self,
+        x: Tensor,
+        y: Tensor,
+        perturbation: PerturbationSet,
+        target: Tensor | None = None,
+        known: LayerBounds | None = None,
+    ) -> LayerBounds:
+        """Lower bounds of z_y - z_j for j != y over the set around ``x``, and the boxes found on the way.
 
         Args:
             target: stop early once every margin is above it, (B,); default: 0.
+            known: what :func:`crown_bounds` gave for the same; default: computed here.
         """
         with default_dtype(x.dtype):
             specification = margin_matrix(y, int(self.bounded.final_shape[-1])).to(x)
+            known = known or crown_bounds(self.bounded, x, y, perturbation)
             with torch.no_grad():
-                at_clean = (specification @ self.bounded(x).unsqueeze(2)).squeeze(2)
+                logits = self.bounded(BoundedTensor(x, perturbation))  # also marks what depends on the input
+                at_clean = (specification @ logits.unsqueeze(2)).squeeze(2)
                 nodes = [relu.inputs[0] for relu in self.bounded.relus]
                 clean = {node.name: node.forward_value.detach() for node in nodes}
-                best, _ = self.bounded.compute_bounds(
-                    x=(BoundedTensor(x, perturbation),), C=specification, method="CROWN", bound_upper=False
-                )
-                boxes = {n.name: (n.lower.detach(), n.upper.detach()) for n in nodes if n.perturbed}
             start = Radius(*perturbation.radii(x))
             target = x.new_zeros(len(x)) if target is None else target.to(x)
-            state = _State(x, perturbation, specification, target, start, clean, boxes)
+            state = _State(x, perturbation, specification, target, start, clean, dict(known.boxes))
             for node in nodes:
-                if node.name in boxes:
+                if node.name in state.boxes:
                     self._tighten(node, state)
             found, _ = self._optimise(state, None, self.iterations)
             # no lower bound of the whole set lies above the clean margin, whatever rounding says
-            return torch.fmax(best, torch.minimum(found, at_clean))
+            return LayerBounds(torch.fmax(known.margins, torch.minimum(found, at_clean)), state.boxes)
 
     def _tighten(self, node: Any, state: _State) -> None:
         """Intersect the box of a ReLU's input with what radii and coupled bounds say, then set its radius."""
@@ -132,7 +128,7 @@ class CoupledBounds:
                     method="CROWN",
                     bound_upper=False,
                     aux_reference_bounds=reference,
-                    **{_BOXES_ARGUMENT: given},
+                    **{BOXES_ARGUMENT: given},
                 )
             bounds = (margins, torch.full_like(margins, torch.inf)) if node is None else (node.lower, node.upper)
             found = bounds[0].detach(), bounds[1].detach()

@@ -24,7 +24,7 @@ from auto_LiRPA.bound_ops import BoundRelu
 from auto_LiRPA.patches import Patches
 from torch import Tensor
 
-from cure_plugin.bounds.radii import Box
+from cure_plugin.bounds.margins import Box
 from cure_plugin.sets.rows import rows_of_patches
 
 _SEARCH_STEPS = 6

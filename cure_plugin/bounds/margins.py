@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from auto_LiRPA import BoundedModule, BoundedTensor
@@ -9,6 +13,44 @@ from torch import Tensor
 
 from cure_plugin.bounds.module import default_dtype
 from cure_plugin.sets import PerturbationSet
+
+Box = tuple[Tensor, Tensor]
+"""(lower, upper)."""
+
+BOXES_ARGUMENT = next(
+    name
+    for name in ("intermediate_layer_bounds", "interm_bounds")
+    if name in inspect.signature(BoundedModule.compute_bounds).parameters
+)
+"""What this auto_LiRPA version calls bounds of inner nodes that it shall not compute itself."""
+
+
+@dataclass(frozen=True)
+class LayerBounds:
+    """What one pass found, for later ones to start from.
+
+    Attributes:
+        margins: lower bounds of z_y - z_j, (B, C - 1).
+        boxes: bounds of every ReLU's input, by its name; each end (B, *shape).
+    """
+
+    margins: Tensor
+    boxes: dict[str, Box]
+
+    def select(self, index: Tensor) -> LayerBounds:
+        """Those of the samples ``index``."""
+        return LayerBounds(
+            self.margins[index], {name: (low[index], high[index]) for name, (low, high) in self.boxes.items()}
+        )
+
+    @staticmethod
+    def join(parts: Sequence[LayerBounds]) -> LayerBounds:
+        """The samples of ``parts``, one after the other."""
+        boxes = {
+            name: (torch.cat([p.boxes[name][0] for p in parts]), torch.cat([p.boxes[name][1] for p in parts]))
+            for name in parts[0].boxes
+        }
+        return LayerBounds(torch.cat([part.margins for part in parts]), boxes)
 
 
 def margin_matrix(y: Tensor, classes: int) -> Tensor:
@@ -25,6 +67,7 @@ def lower_margins(
     perturbation: PerturbationSet,
     method: str = "IBP",
     classes: int | None = None,
+    boxes: dict[str, Box] | None = None,
 ) -> Tensor:
     """Lower bounds of z_y - z_j for j != y over the set around ``x``, (B, C - 1).
 
@@ -32,13 +75,24 @@ def lower_margins(
         bounded: auto_LiRPA's wrapper of the net.
         method: any of auto_LiRPA's, e.g. IBP, CROWN-IBP, CROWN, alpha-CROWN.
         classes: number of logits; default: the net's own.
+        boxes: known bounds of the ReLUs' inputs by node name, taken instead of computing them.
     """
     specification = margin_matrix(y, classes or int(bounded.final_shape[-1])).to(x)
+    given = {BOXES_ARGUMENT: {name: [*box] for name, box in boxes.items()}} if boxes else {}
     with default_dtype(x.dtype):
         lower, _ = bounded.compute_bounds(
-            x=(BoundedTensor(x, perturbation),), C=specification, method=method, bound_upper=False
+            x=(BoundedTensor(x, perturbation),), C=specification, method=method, bound_upper=False, **given
         )
     return lower
+
+
+def crown_bounds(bounded: BoundedModule, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> LayerBounds:
+    """CROWN's margins, and the boxes of the ReLUs' inputs that it computed on the way (those it needed)."""
+    with torch.no_grad():
+        margins = lower_margins(bounded, x, y, perturbation, "CROWN")
+        inner = [relu.inputs[0] for relu in bounded.relus]
+        boxes = {n.name: (n.lower.detach(), n.upper.detach()) for n in inner if n.perturbed}
+    return LayerBounds(margins, boxes)
 
 
 def elided(margins: Tensor) -> Tensor:

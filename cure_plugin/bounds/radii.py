@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cure_plugin.bounds.margins import Box
 from cure_plugin.bounds.norms import column_norms, convolution_norm, matrix_norm
 from cure_plugin.sets.rows import pair
-
-Box = tuple[Tensor, Tensor]
-"""(lower, upper)."""
 
 Norms = tuple[float, float, float]
 """Spectral norm, largest column l1 norm, largest column l2 norm."""

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from cure_plugin.attacks import find_counterexample, worst_margin_loss
 from cure_plugin.bounds.coupled import CoupledBounds
-from cure_plugin.bounds.margins import lower_margins
+from cure_plugin.bounds.margins import Box, LayerBounds, crown_bounds, lower_margins
+from cure_plugin.bounds.memory import bytes_per_image
 from cure_plugin.bounds.module import bounded_module
 from cure_plugin.certification.splitting import SplitResult, prove_by_splitting
+from cure_plugin.certification.verdict import Progress, Verdict
 from cure_plugin.errors import SpecError
 from cure_plugin.modes import frozen
 from cure_plugin.sets import PerturbationSet
@@ -40,24 +42,15 @@ def required_margin(logits: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What is known of one image and one set.
+class _Known:
+    """What bounds of layers an earlier stage left behind: of the images ``index`` (ascending) of the batch."""
 
-    Attributes:
-        status: ``proved``, ``falsified`` (the clean image, or a point found in the set, is misclassified) or
-            ``undecided``.
-        margin: best lower bound of the smallest margin z_y - z_j over the set; for ``falsified`` the margin
-            at the counterexample (<= 0).
-        stage: what decided, or the last method tried: ``clean``, ``pgd`` or a bound method.
-        seconds: this image's share of the time spent.
-        pieces: how many pieces splitting bounded.
-    """
+    index: Tensor
+    layers: LayerBounds
 
-    status: str
-    margin: float
-    stage: str
-    seconds: float
-    pieces: int = 0
+    def of(self, left: Tensor) -> LayerBounds:
+        """Those of ``left``, some of the images."""
+        return self.layers.select(torch.searchsorted(self.index, left))
 
 
 class Certifier:
@@ -69,8 +62,10 @@ class Certifier:
         methods: which of :data:`METHODS` to try, in that order.
         attack_steps, restarts: of the PGD attack.
         alpha_iterations: optimisation steps of alpha-CROWN.
+        batch_size: images worked on together, at most; bound methods take fewer where memory asks for it.
         pieces: that splitting may bound per image.
-        batch_size: images bounded at a time (memory).
+        memory: GiB that one bound computation may take, by an estimate for nets all of whose neurons are
+            unstable. A single image may need more.
 
     Raises:
         SpecError: an unknown method or a number below 1.
@@ -86,6 +81,7 @@ class Certifier:
         alpha_iterations: int = 20,
         batch_size: int = 20,
         pieces: int = 1000,
+        memory: float = 2.0,
     ) -> None:
         for method in methods:
             if method not in METHODS:
@@ -99,12 +95,14 @@ class Certifier:
         ):
             if value < 1:
                 raise SpecError(f"{name} must be at least 1, got {value!r}")
+        if not memory > 0:
+            raise SpecError(f"memory must be above 0 GiB, got {memory!r}")
         self.net = net.eval()
         self.input_shape = tuple(input_shape)
         self.methods = tuple(methods)
         self.attack_steps, self.restarts = attack_steps, restarts
         self.alpha_iterations = alpha_iterations
-        self.batch_size, self.pieces = batch_size, pieces
+        self.batch_size, self.pieces, self.memory = batch_size, pieces, memory
         self._bounded = bounded_module(self.net, self.input_shape)
         self._coupled = CoupledBounds(self._bounded)
 
@@ -124,44 +122,34 @@ class Certifier:
             SpecError: shapes that do not fit the net, or images that the set refuses.
         """
         self._check(x, y)
-        count = x.shape[0]
-        status, stage = ["undecided"] * count, ["none"] * count
-        margin = torch.full((count,), -torch.inf, dtype=x.dtype)
-        seconds, pieces = torch.zeros(count), [0] * count
-        points = x.clone()
+        progress = Progress(x)
         with torch.no_grad():
             logits = self.net(x)
             needed = required_margin(logits)
-            clean_margin = -worst_margin_loss(logits, y).cpu()
+            clean_margin = -worst_margin_loss(logits, y)
         for index in (clean_margin <= 0).nonzero().flatten().tolist():
-            status[index], stage[index], margin[index] = "falsified", "clean", clean_margin[index]
+            progress.falsify(index, "clean", float(clean_margin[index]), x[index])
+        known: _Known | None = None
         for step in self._stages(perturbation):
-            left = torch.tensor([i for i in range(count) if status[i] == "undecided"], dtype=torch.long)
+            left = progress.left()
             if left.numel() == 0:
                 break
             started = time.perf_counter()
+            some = perturbation.select(x, left)
             if step == "pgd":
-                self._attack(x, y, left, perturbation, generator, status, stage, margin, points)
+                self._attack(progress, left, x[left], y[left], some, generator)
             elif step == "splitting":
                 for index in left.tolist():
                     one = torch.tensor([index])
                     result = self.split(x[one], y[one], perturbation.select(x, one))
-                    stage[index], pieces[index] = step, result.pieces
-                    margin[index] = max(float(margin[index]), result.margin)
-                    status[index] = "proved" if result.proved else "undecided"
+                    progress.bound(index, step, result.margin, result.proved, result.pieces)
             else:
-                bound = self.lower_bound(x[left], y[left], perturbation.select(x, left), step)
-                for position, index in enumerate(left.tolist()):
-                    margin[index] = torch.fmax(margin[index], bound[position])
-                    stage[index] = step
-                    if margin[index] > needed[index]:
-                        status[index] = "proved"
-            seconds[left] += (time.perf_counter() - started) / left.numel()
-        verdicts = [
-            Verdict(status[i], round(float(margin[i]), 6), stage[i], round(float(seconds[i]), 4), pieces[i])
-            for i in range(count)
-        ]
-        return verdicts, points
+                bounds, layers = self._bound(x[left], y[left], some, step, known.of(left) if known else None)
+                known = _Known(left, layers) if layers else known
+                for index, bound in zip(left.tolist(), bounds.tolist(), strict=True):
+                    progress.bound(index, step, bound, bound > float(needed[index]))
+            progress.spend(left, time.perf_counter() - started)
+        return progress.verdicts(), progress.points
 
     def _stages(self, perturbation: PerturbationSet) -> list[str]:
         """What is tried on ``perturbation``, in order."""
@@ -184,26 +172,21 @@ class Certifier:
 
     def _attack(
         self,
+        progress: Progress,
+        left: Tensor,
         x: Tensor,
         y: Tensor,
-        left: Tensor,
         perturbation: PerturbationSet,
         generator: torch.Generator | None,
-        status: list[str],
-        stage: list[str],
-        margin: Tensor,
-        points: Tensor,
     ) -> None:
-        """Mark as falsified, with the point found, what PGD breaks."""
+        """Mark as falsified, with the point found, what PGD breaks of the images ``left`` of the batch."""
         found, candidates = find_counterexample(
-            self.net, x[left], y[left], perturbation.select(x, left), self.attack_steps, self.restarts, generator
+            self.net, x, y, perturbation, self.attack_steps, self.restarts, generator
         )
         with torch.no_grad():
-            reached = -worst_margin_loss(self.net(candidates), y[left]).cpu()
-        for position, index in enumerate(left.tolist()):
-            if found[position]:
-                status[index], stage[index], margin[index] = "falsified", "pgd", reached[position]
-                points[index] = candidates[position]
+            reached = -worst_margin_loss(self.net(candidates), y)
+        for position in found.nonzero().flatten().tolist():
+            progress.falsify(int(left[position]), "pgd", float(reached[position]), candidates[position])
 
     def split(self, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> SplitResult:
         """Branch and bound over the pieces of a set around one image (1, *input_shape), label (1,).
@@ -214,15 +197,13 @@ class Certifier:
         self._check(x, y)
         if x.shape[0] != 1 or not perturbation.split_methods:
             raise SpecError(f"splitting takes one image and a set with pieces, got {tuple(x.shape)}, {perturbation!r}")
-        with torch.no_grad():
-            needed = float(required_margin(self.net(x)))
+        needed = float(self._needed(x))
         return prove_by_splitting(self.lower_bound, x, y, perturbation, needed, self.pieces, self.batch_size)
 
     def proved(self, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> Tensor:
         """Which images the bound methods prove, without any attack or splitting; (B,) bool."""
         self._check(x, y)
-        with torch.no_grad():
-            needed = required_margin(self.net(x))
+        needed = self._needed(x)
         done = torch.zeros(x.shape[0], dtype=torch.bool)
         for method in self._stages(perturbation):
             left = (~done).nonzero().flatten()
@@ -232,24 +213,58 @@ class Certifier:
 
     def lower_bound(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> Tensor:
         """Lower bound of the smallest margin of each image, (B,), by one of :data:`BOUND_METHODS`."""
-        parts = []
-        for start in range(0, x.shape[0], self.batch_size):
-            piece = slice(start, start + self.batch_size)
-            some = perturbation.select(x, torch.arange(x.shape[0])[piece])
+        return self._bound(x, y, perturbation, method, None)[0]
+
+    def _bound(
+        self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str, known: LayerBounds | None
+    ) -> tuple[Tensor, LayerBounds | None]:
+        """:meth:`lower_bound` from what is ``known``, and the bounds of layers that later methods can start from."""
+        bounds, layers = [], []
+        for piece in torch.arange(x.shape[0]).split(self._batch(method)):
+            some, given = perturbation.select(x, piece), known.select(piece) if known else None
+            if method == "alpha-CROWN":
+                bounds.append(self._alpha(x[piece], y[piece], some, given))
+                continue
             if method == "coupled":
-                with torch.no_grad():
-                    needed = required_margin(self.net(x[piece]))
                 with frozen(self.net):
-                    margins = self._coupled.lower_margins(x[piece], y[piece], some, needed)
-            elif method == "alpha-CROWN":
-                bounded = bounded_module(  # a fresh one: 0.3 carries alphas over from one batch to the next
-                    self.net,
-                    self.input_shape,
-                    {"optimize_bound_args": {"iteration": self.alpha_iterations, "enable_beta_crown": False}},
-                )
-                margins = lower_margins(bounded, x[piece], y[piece], some, method)
+                    found = self._coupled.bounds(x[piece], y[piece], some, self._needed(x[piece]), given)
+            elif method == "CROWN":
+                found = crown_bounds(self._bounded, x[piece], y[piece], some)
             else:
                 with torch.no_grad():
-                    margins = lower_margins(self._bounded, x[piece], y[piece], some, method)
-            parts.append(margins.detach().amin(1).cpu())
-        return torch.cat(parts)
+                    found = LayerBounds(lower_margins(self._bounded, x[piece], y[piece], some, method), {})
+            bounds.append(found.margins.amin(1).cpu())
+            layers.append(found)
+        return torch.cat(bounds), LayerBounds.join(layers) if layers and layers[0].boxes else None
+
+    def _alpha(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, known: LayerBounds | None) -> Tensor:
+        """alpha-CROWN, (B,): first, where boxes are known, of the margins alone; then of what is left in full.
+
+        Boxes that coupling made are better than alpha-CROWN's own, so they stay.
+        """
+
+        def bound(index: Tensor, boxes: dict[str, Box] | None) -> Tensor:
+            options = {"optimize_bound_args": {"iteration": self.alpha_iterations, "enable_beta_crown": False}}
+            bounded = bounded_module(self.net, self.input_shape, options)  # fresh: 0.3 carries alphas over
+            some = perturbation.select(x, index)
+            margins = lower_margins(bounded, x[index], y[index], some, "alpha-CROWN", boxes=boxes)
+            return margins.detach().amin(1).cpu()
+
+        everything = torch.arange(len(x))
+        if known is None:
+            return bound(everything, None)
+        bounds = bound(everything, known.boxes)
+        left = (~(bounds > self._needed(x))).nonzero().flatten()
+        if left.numel() and not ("coupled" in self.methods and perturbation.shared_budget):
+            bounds[left] = torch.fmax(bounds[left], bound(left, None))
+        return bounds
+
+    def _needed(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return required_margin(self.net(x))
+
+    def _batch(self, method: str) -> int:
+        """How many images ``method`` may bound at a time."""
+        itemsize = next(self.net.parameters()).element_size()
+        needed = bytes_per_image(self._bounded, method, itemsize)
+        return max(1, min(self.batch_size, int(self.memory * 2**30) // max(1, needed)))

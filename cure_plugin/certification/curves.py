@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from cure_plugin.certification.certifier import Certifier
@@ -23,10 +25,11 @@ def certified_curves(
 ) -> dict[str, list[float]]:
     """Share of images certified for each set, scaled by each factor, and for all sets at once.
 
-    An image counts at a factor only if it counted at every smaller one: the sets are nested.
+    The sets are nested, so each image has a largest factor that it is certified for; it is found by
+    bisection, all images of a set together.
 
     Args:
-        factors: increasing multiples of the sets' radii.
+        factors: increasing multiples of the sets' sizes.
 
     Returns:
         Set name (and ``union``) -> one share per factor.
@@ -35,15 +38,26 @@ def certified_curves(
     x, y = data.batch(slice(0, len(data)), parameter.device)
     x = x.to(parameter.dtype)
     names = set_names(sets)
-    alive = {name: torch.ones(len(data), dtype=torch.bool) for name in names}
-    curves: dict[str, list[float]] = {name: [] for name in [*names, "union"]}
-    with tqdm(total=len(factors) * len(sets), disable=not progress, unit="point", desc=label) as bar:
-        for factor in factors:
-            for name, spec in zip(names, sets, strict=True):
-                left = alive[name].nonzero().flatten()
-                if left.numel():
-                    alive[name][left] = certifier.proved(x[left], y[left], spec.build().scaled(factor))
-                curves[name].append(float(alive[name].float().mean()))
-                bar.update()
-            curves["union"].append(float(torch.stack(list(alive.values())).all(0).float().mean()))
-    return curves
+    reached: dict[str, Tensor] = {}
+    with tqdm(total=len(factors).bit_length() * len(sets), disable=not progress, unit="step", desc=label) as bar:
+        for name, spec in zip(names, sets, strict=True):
+            reached[name] = _largest(certifier, x, y, spec, factors, bar.update)
+    reached["union"] = torch.stack(list(reached.values())).amin(0)
+    counts = torch.arange(1, len(factors) + 1)
+    return {name: (last >= counts[:, None]).float().mean(1).tolist() for name, last in reached.items()}
+
+
+def _largest(
+    certifier: Certifier, x: Tensor, y: Tensor, spec: SetSpec, factors: Sequence[float], step: Callable[[], Any]
+) -> Tensor:
+    """How many of the leading ``factors`` each image is certified for, (B,) int64."""
+    low, high = torch.zeros(len(x), dtype=torch.long), torch.full((len(x),), len(factors))
+    for _ in range(len(factors).bit_length()):
+        middle = (low + high + 1) // 2
+        for number in middle[low < high].unique().tolist():
+            chosen = ((middle == number) & (low < high)).nonzero().flatten()
+            proved = certifier.proved(x[chosen], y[chosen], spec.build().scaled(factors[number - 1]))
+            low[chosen] = torch.where(proved, number, low[chosen])
+            high[chosen] = torch.where(proved, high[chosen], number - 1)
+        step()
+    return low

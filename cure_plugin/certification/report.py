@@ -14,7 +14,9 @@ import auto_LiRPA
 import torch
 from tqdm import tqdm
 
-from cure_plugin.certification.certifier import Certifier, Verdict
+from cure_plugin.certification.certifier import Certifier
+from cure_plugin.certification.related import decide_sets
+from cure_plugin.certification.verdict import Verdict
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import DataError, OutputError, SpecError
 from cure_plugin.files import write_text
@@ -64,6 +66,7 @@ def certify_dataset(
         "alpha_iterations": certifier.alpha_iterations,
         "batch_size": certifier.batch_size,
         "pieces": certifier.pieces,
+        "memory": certifier.memory,
         "seed": seed,
     }
     records = _load(path, settings) if path is not None else []
@@ -112,11 +115,11 @@ def _certify_batch(
     x = x.to(parameter.dtype)
     with torch.no_grad():
         predictions = certifier.net(x).argmax(1).tolist()
-    generator = torch.Generator(parameter.device)
-    by_set = {}
-    for number, (name, spec) in enumerate(sets.items()):
-        generator.manual_seed((seed * 1_000_003 + start) * 101 + number)
-        by_set[name] = certifier.decide(x, y, spec.build(), generator)[0]
+
+    def generator(name: str) -> torch.Generator:
+        return torch.Generator(parameter.device).manual_seed((seed * 1_000_003 + start) * 101 + list(sets).index(name))
+
+    by_set = decide_sets(certifier, x, y, {name: spec.build() for name, spec in sets.items()}, generator)
     return [
         {
             "index": start + i,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,8 @@ class Summary:
             the sets are of one kind.
         intervals: 95 % confidence intervals, keyed ``clean``, ``certified.<set>``, ``pgd.<set>``, ``union``,
             ``groups.<group>``.
+        stages: set -> ``proved`` | ``falsified`` | ``undecided`` -> the stage that decided, or was the last one
+            tried -> number of images, most first.
         seconds: time spent per set.
     """
 
@@ -47,6 +50,7 @@ class Summary:
     groups: dict[str, float]
     groups_pgd: dict[str, float]
     intervals: dict[str, tuple[float, float]]
+    stages: dict[str, dict[str, dict[str, int]]]
     seconds: dict[str, float]
 
 
@@ -77,5 +81,13 @@ def summarize(records: Sequence[dict[str, Any]]) -> Summary:
         groups={group: share[f"groups.{group}"] for group in groups},
         groups_pgd={group: share[f"groups_pgd.{group}"] for group in groups},
         intervals={key: wilson_interval(count, total) for key, count in counts.items()},
+        stages={name: _stages([record["sets"][name] for record in records]) for name in names},
         seconds={name: round(sum(r["sets"][name]["seconds"] for r in records), 2) for name in names},
     )
+
+
+def _stages(verdicts: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    return {
+        status: dict(Counter(one["stage"] for one in verdicts if one["status"] == status).most_common())
+        for status in ("proved", "falsified", "undecided")
+    }

@@ -1,6 +1,15 @@
-"""Results for people: tables as text, one HTML page with plots and example images."""
+"""Results for people: tables as text, Markdown and CSV, one HTML page with plots and example images."""
 
 from cure_plugin.report.html import Example, write_report
-from cure_plugin.report.table import text_table
+from cure_plugin.report.markdown import comparison_markdown, summary_markdown
+from cure_plugin.report.results import comparison_table, image_table, text_table
 
-__all__ = ["Example", "text_table", "write_report"]
+__all__ = [
+    "Example",
+    "comparison_markdown",
+    "comparison_table",
+    "image_table",
+    "summary_markdown",
+    "text_table",
+    "write_report",
+]

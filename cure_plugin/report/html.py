@@ -1,10 +1,8 @@
-"""One self-contained HTML page: table, certified-accuracy curves, example images."""
+"""One self-contained HTML page: tables, margins, certified-accuracy curves, example images."""
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from cure_plugin.certification.summary import Summary
-from cure_plugin.errors import MissingDependencyError
 from cure_plugin.files import write_text
-from cure_plugin.report.table import rows_of
+from cure_plugin.report.plots import curve_plot, margin_plot, picture
+from cure_plugin.report.results import stage_table, summary_caption, summary_table
 
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
@@ -23,8 +21,14 @@ table{border-collapse:collapse;margin:1rem 0}th,td{border:1px solid #ccc;padding
 th:first-child,td:first-child{text-align:left}th{background:#f3f3f3}
 figure{display:inline-block;margin:.5rem;text-align:center;vertical-align:top;width:13rem}
 figure img{width:6rem;image-rendering:pixelated;border:1px solid #ccc}figcaption{font-size:.8rem}
-.curve{max-width:100%}code{background:#f3f3f3;padding:0 .2rem}
+.plot{max-width:100%}code{background:#f3f3f3;padding:0 .2rem}
 """
+
+_MARGINS = (
+    "Per image the best lower bound of the smallest margin over the set, or where falsified the margin of the "
+    "misclassified point. The outermost bars also hold the 1 % beyond each end."
+)
+_CURVES = "Proved by bound methods alone, without splitting; the union is of all sets shown."
 
 
 @dataclass(frozen=True)
@@ -49,35 +53,44 @@ def write_report(
     curves: Mapping[str, Mapping[str, Sequence[float]]],
     examples: Mapping[str, Sequence[Example]],
     notes: Sequence[str] = (),
+    records: Mapping[str, Sequence[dict[str, Any]]] | None = None,
+    settings: str = "",
 ) -> None:
     """Write the page.
 
     Args:
         summaries: method -> shares.
-        factors, curves: method -> set -> certified share at each multiple of the radii.
+        factors, curves: method -> set -> certified share at each multiple of the sets' sizes; no curves if empty.
         examples: heading -> images.
         notes: paragraphs of plain text, e.g. what outside tools said.
+        records: method -> certification records, for histograms of the margins.
+        settings: a line of plain text below the tables.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
         OutputError: the file cannot be written.
     """
-    header, rows = rows_of(summaries)
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    images = next(iter(summaries.values())).images
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f"<p>Percent of {images} test images: certified by bounds / not broken by PGD (an upper limit).</p>",
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
-        "<h2>Certified accuracy as the sets grow</h2>",
-        f'<img class="curve" alt="Certified accuracy over the radii" src="{_curve_plot(factors, curves)}">',
+        _paragraph(summary_caption(summaries)),
+        summary_table(summaries).as_html(),
+        "<h2>Which stage decided</h2>",
+        stage_table(summaries).as_html(),
     ]
+    if settings:
+        parts.append(_paragraph(settings))
+    if records:
+        parts += ["<h2>Margins</h2>", _paragraph(_MARGINS)]
+        for method, listed in records.items():
+            parts += [f"<h3>{html.escape(method)}</h3>", _plot(margin_plot(listed), f"Margins of {method}")]
+    if curves:
+        parts += ["<h2>Certified accuracy as the sets grow</h2>", _paragraph(_CURVES)]
+        parts.append(_plot(curve_plot(factors, curves), "Certified accuracy over the sets' sizes"))
     for heading, shown in examples.items():
         parts.append(f"<h2>{html.escape(heading)}</h2>")
         parts.append("".join(_figure(example) for example in shown) or "<p>None.</p>")
     if notes:
-        parts.append("<h2>Outside checks</h2>" + "".join(f"<p>{html.escape(note)}</p>" for note in notes))
+        parts += ["<h2>Outside checks</h2>", *map(_paragraph, notes)]
     page = "\n".join(parts)
     write_text(
         path,
@@ -86,55 +99,15 @@ def write_report(
     )
 
 
+def _paragraph(text: str) -> str:
+    return f"<p>{html.escape(text)}</p>"
+
+
+def _plot(source: str, alt: str) -> str:
+    return f'<img class="plot" alt="{html.escape(alt)}" src="{source}">'
+
+
 def _figure(example: Example) -> str:
     pictures = [example.image] if example.attacked is None else [example.image, example.attacked]
-    tags = "".join(f'<img alt="{html.escape(example.caption)}" src="{_picture(p)}">' for p in pictures)
+    tags = "".join(f'<img alt="{html.escape(example.caption)}" src="{picture(p)}">' for p in pictures)
     return f"<figure>{tags}<figcaption>{html.escape(example.caption)}</figcaption></figure>"
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingDependencyError("reports need matplotlib: pip install 'cure-plugin[plot]'") from error
-    matplotlib.use("agg")
-    import matplotlib.pyplot as pyplot
-
-    return pyplot
-
-
-def _data_uri(content: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
-def _picture(image: Tensor) -> str:
-    """A small image as a data URI."""
-    pyplot = _pyplot()
-    buffer = io.BytesIO()
-    pixels = image.detach().cpu().permute(1, 2, 0).clamp(0, 1).numpy()
-    if pixels.shape[2] == 1:
-        pyplot.imsave(buffer, pixels[:, :, 0], cmap="gray", vmin=0, vmax=1, format="png")
-    else:
-        pyplot.imsave(buffer, pixels, format="png")
-    return _data_uri(buffer.getvalue())
-
-
-def _curve_plot(factors: Sequence[float], curves: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """One panel per set and one for the union, a line per method."""
-    pyplot = _pyplot()
-    names = list(next(iter(curves.values())))
-    figure, axes = pyplot.subplots(1, len(names), figsize=(3.2 * len(names), 3), sharey=True, squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
-        for method, by_set in curves.items():
-            axis.plot(factors, [100 * share for share in by_set[name]], marker="o", markersize=3, label=method)
-        axis.set_title(name)
-        axis.set_xlabel("multiple of the radius")
-        axis.set_ylim(0, 100)
-        axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("certified %")
-    axes[0][0].legend()
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    pyplot.close(figure)
-    return _data_uri(buffer.getvalue())

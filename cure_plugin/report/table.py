@@ -1,38 +1,48 @@
-"""The table of methods and shares, as plain rows and as text."""
+"""A table of text and the forms it is written in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from cure_plugin.certification.summary import Summary
-
-
-def rows_of(summaries: Mapping[str, Summary]) -> tuple[list[str], list[list[str]]]:
-    """(header, one row per method): percentages, certified / PGD per set, union with interval, kinds of sets."""
-    first = next(iter(summaries.values()))
-    sets, groups = list(first.certified), list(first.groups)
-    columns = [f"{name} cert. / PGD" for name in sets]
-    unions = ["union cert. / PGD", "union 95 % interval", *(f"{name} cert. / PGD" for name in groups)]
-    header = ["method", "clean", *columns, *unions]
-    rows = []
-    for method, summary in summaries.items():
-        low, high = summary.intervals["union"]
-        pairs = [f"{percent(summary.certified[name])} / {percent(summary.pgd[name])}" for name in sets]
-        union = f"{percent(summary.union)} / {percent(summary.union_pgd)}"
-        wide = [f"{percent(summary.groups[name])} / {percent(summary.groups_pgd[name])}" for name in groups]
-        rows.append([method, percent(summary.clean), *pairs, union, f"{percent(low)} to {percent(high)}", *wide])
-    return header, rows
+import csv
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
-def percent(share: float) -> str:
-    """0.725 -> "72.5"."""
-    return f"{100 * share:.1f}"
+@dataclass(frozen=True)
+class Table:
+    """Cells of text; every row is as long as the header."""
 
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
-def text_table(summaries: Mapping[str, Summary]) -> str:
-    """The table in aligned columns, percentages."""
-    header, rows = rows_of(summaries)
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in lines)
+    def transposed(self) -> Table:
+        """Rows and columns exchanged."""
+        header, *rows = zip(self.header, *self.rows, strict=True)
+        return Table(header, rows)
+
+    def as_text(self) -> str:
+        """Aligned columns."""
+        lines = [self.header, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        lines.insert(1, ["-" * width for width in widths])
+        padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+        return "\n".join(line.rstrip() for line in padded)
+
+    def as_markdown(self) -> str:
+        """GitHub's Markdown."""
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+    def as_html(self) -> str:
+        """A ``table`` element."""
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.header)
+        rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self.rows)
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def as_csv(self) -> str:
+        """Comma-separated values, the header first."""
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows([self.header, *self.rows])
+        return buffer.getvalue()

@@ -127,6 +127,14 @@ class PerturbationSet(PerturbationLpNorm, ABC):
         """Whether each ``point`` lies in the set around ``x``, up to ``tolerance`` per coordinate; (B,) bool."""
         return (self.project(x, point) - point).abs().flatten(1).amax(1) <= tolerance
 
+    def covers(self, other: PerturbationSet) -> bool:
+        """Whether ``other`` is known to lie in this set around every image: its certificates are then implied."""
+        return all(any(own.covers_part(part) for own in self.parts()) for part in other.parts())
+
+    def covers_part(self, other: PerturbationSet) -> bool:
+        """:meth:`covers` for single sets; False (unknown) unless overridden."""
+        return False
+
     def radii(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Upper bounds of ||x' - x||_1 and ||x' - x||_2 over the set, (B,) each; those of the box unless overridden."""
         lower, upper = self.box(x)

@@ -217,6 +217,13 @@ class PerturbationGeometric(PerturbationSet):
         other.name = self.name
         return other
 
+    def covers_part(self, other: PerturbationSet) -> bool:
+        if not isinstance(other, PerturbationGeometric) or other.names != self.names:
+            return False
+        if self.lower.ndim != 1 or other.lower.ndim != 1:
+            return False
+        return bool((self.lower <= other.lower).all() and (other.upper <= self.upper).all())
+
     def split(self, x: Tensor) -> tuple[PerturbationSet, ...]:
         """The range that moves the pixels most, halved.
 

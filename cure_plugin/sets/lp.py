@@ -105,6 +105,15 @@ class PerturbationLpBall(PerturbationSet):
             l1 = torch.minimum(l1, self._radius(x))
         return (l1, l2) if self.p == math.inf else (l1, torch.minimum(l2, self._radius(x)))
 
+    def covers_part(self, other: PerturbationSet) -> bool:
+        """Of equal radius, the l1 ball lies in the l2 ball, and that in the linf ball."""
+        if not isinstance(other, PerturbationLpBall) or other.p > self.p:
+            return False
+        ends = [*(self.domain or ()), *(other.domain or ()), self.eps, other.eps]
+        if any(isinstance(end, Tensor) for end in ends):
+            return False
+        return (self.domain is None or self.domain == other.domain) and bool(other.eps <= self.eps)
+
     @property
     def shared_budget(self) -> bool:  # type: ignore[override]
         return self.p != math.inf

@@ -184,6 +184,11 @@ class PerturbationPatch(PerturbationSet):
         height, width = (max(1, -int(-side * factor // 1)) for side in (self.height, self.width))
         return PerturbationPatch(height, width, self.block, self.domain)
 
+    def covers_part(self, other: PerturbationSet) -> bool:
+        if not isinstance(other, PerturbationPatch) or other.domain != self.domain:
+            return False
+        return self.block is other.block is None and other.height <= self.height and other.width <= self.width
+
     def split(self, x: Tensor) -> tuple[PerturbationSet, ...]:
         """The block halved across its longer side; empty for a single position.
 
@@ -310,6 +315,9 @@ class PerturbationL0(PerturbationSet):
         end = torch.where(gradient > 0, self.domain[1], self.domain[0]).to(x)
         gain = (gradient * (end - x)).sum(1)
         return torch.where(self._keep(x, gain), end, x)
+
+    def covers_part(self, other: PerturbationSet) -> bool:
+        return isinstance(other, PerturbationL0) and other.domain == self.domain and other.pixels <= self.pixels
 
     def scaled(self, factor: float) -> PerturbationL0:
         return PerturbationL0(max(0, -int(-self.pixels * factor // 1)), self.domain)

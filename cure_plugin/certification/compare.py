@@ -1,0 +1,152 @@
+"""Two nets on the same images and sets: which proves more, and whether chance explains the difference."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cure_plugin.errors import DataError, SpecError
+
+_STATUSES = {"proved", "falsified", "undecided"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How many images nets A and B prove robust for one set, or for several at once.
+
+    Attributes:
+        name: the set, ``union``, or the kind of sets.
+        images: number of images.
+        certified_a, certified_b: images that A proves, that B proves.
+        only_a, only_b: images that only A proves, that only B proves.
+        p_value: see :func:`mcnemar_p_value`.
+    """
+
+    name: str
+    images: int
+    certified_a: int
+    certified_b: int
+    only_a: int
+    only_b: int
+    p_value: float
+
+
+def mcnemar_p_value(only_a: int, only_b: int) -> float:
+    """McNemar's exact test, two-sided: how likely a split at least this uneven is if A and B are equally good.
+
+    >>> mcnemar_p_value(1, 9)
+    0.021484375
+    """
+    total = only_a + only_b
+    tail = sum(math.comb(total, count) for count in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
+def compare_records(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> list[Comparison]:
+    """Compare two lists of certification records, image by image: per set, for the union and per kind of sets.
+
+    Args:
+        first, second: of nets A and B, as :func:`~cure_plugin.certification.certify_dataset` returns them.
+
+    Raises:
+        SpecError: other images, labels or sets in the one than in the other, or none.
+    """
+    if len(first) != len(second) or not first:
+        raise SpecError(f"A holds {len(first)} images, B {len(second)}; certify both nets on the same images")
+    for a, b in zip(first, second, strict=True):
+        if a["label"] != b["label"]:
+            raise SpecError(
+                f"image {a['index']} has label {a['label']} in A, {b['label']} in B; certify both on the same images"
+            )
+    for part in ("sets", "groups"):
+        if set(first[0][part]) != set(second[0][part]):
+            raise SpecError(
+                f"A has the {part} {list(first[0][part])}, B {list(second[0][part])}; "
+                "certify both nets for the same sets"
+            )
+    sets, groups = list(first[0]["sets"]), list(first[0]["groups"])
+    pairs = zip(_proved(first, sets, groups), _proved(second, sets, groups), strict=True)
+    return [_comparison(name, a, b) for name, (a, b) in zip([*sets, "union", *groups], pairs, strict=True)]
+
+
+def _proved(records: Sequence[dict[str, Any]], sets: list[str], groups: list[str]) -> list[list[bool]]:
+    """Which images are proved: for each set, the union, and each kind of sets."""
+    statuses = [
+        *([record["sets"][name]["status"] for record in records] for name in sets),
+        [record["union"] for record in records],
+        *([record["groups"][name] for record in records] for name in groups),
+    ]
+    return [[status == "proved" for status in column] for column in statuses]
+
+
+def _comparison(name: str, a: list[bool], b: list[bool]) -> Comparison:
+    both = sum(x and y for x, y in zip(a, b, strict=True))
+    only_a, only_b = sum(a) - both, sum(b) - both
+    return Comparison(name, len(a), sum(a), sum(b), only_a, only_b, mcnemar_p_value(only_a, only_b))
+
+
+def compare_files(first: Path, second: Path) -> list[Comparison]:
+    """:func:`compare_records` on two results files of ``cure certify``.
+
+    Where ``<path>.settings.json`` lies beside both, pixels and sizes of sets are compared too.
+
+    Raises:
+        DataError: see :func:`read_results`.
+        SpecError: other images, labels or sets in the one than in the other.
+    """
+    comparisons = compare_records(read_results(first), read_results(second))
+    a, b = _settings(first), _settings(second)
+    if a and b and a["images"] != b["images"]:
+        raise SpecError(f"{first} and {second} are of different pixels; certify both nets on the same images")
+    if a and b and sorted(a["sets"]) != sorted(b["sets"]):
+        raise SpecError(f"{first} is for {a['sets']}, {second} for {b['sets']}; certify both nets for the same sets")
+    return comparisons
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The records in a results file of ``cure certify``, without the times, which are kept beside it.
+
+    Raises:
+        DataError: unreadable, empty, or a line that is no record or has other sets than the first.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read results {path}: {error}; give a results.jsonl of cure certify") from error
+    records: list[dict[str, Any]] = []
+    for index, line in enumerate(lines):
+        try:
+            records.append(_record(line, index))
+            if any(set(records[-1][part]) != set(records[0][part]) for part in ("sets", "groups")):
+                raise ValueError("other sets than on line 1")
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}, line {index + 1}, is no record ({error}); run cure certify again") from error
+    if not records:
+        raise DataError(f"{path} holds no results; run cure certify again")
+    return records
+
+
+def _record(line: str, index: int) -> dict[str, Any]:
+    """The record on a line, if it has what a comparison needs; raises plain errors."""
+    record: dict[str, Any] = json.loads(line)
+    if record["index"] != index or not isinstance(record["label"], int):
+        raise ValueError(f"image {record['index']} of label {record['label']} where image {index} belongs")
+    sets = [verdict["status"] for verdict in record["sets"].values()]
+    if not {*sets, record["union"], *record["groups"].values()} <= _STATUSES:
+        raise ValueError("unknown status")
+    return record
+
+
+def _settings(path: Path) -> dict[str, Any] | None:
+    beside = path.with_name(f"{path.name}.settings.json")
+    if not beside.exists():
+        return None
+    try:
+        settings = json.loads(beside.read_text())
+        return {"images": settings["images"], "sets": list(settings["sets"])}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"cannot read {beside}: {error}; delete it to compare without it") from error

@@ -1,0 +1,70 @@
+"""What is known of an image and a set, and of a batch while it is being decided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of one image and one set.
+
+    Attributes:
+        status: ``proved``, ``falsified`` (the clean image, or a point found in the set, is misclassified) or
+            ``undecided``.
+        margin: best lower bound of the smallest margin z_y - z_j over the set; for ``falsified`` the margin
+            at the counterexample (<= 0).
+        stage: what decided, or the last method tried: ``clean``, ``pgd``, a bound method, or ``by <set>`` where a
+            larger set's proof or a smaller set's counterexample settled it.
+        seconds: this image's share of the time spent.
+        pieces: how many pieces splitting bounded.
+    """
+
+    status: str
+    margin: float
+    stage: str
+    seconds: float
+    pieces: int = 0
+
+
+class Progress:
+    """The images of one batch on their way to verdicts.
+
+    Args:
+        x: the clean images (B, *input).
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        count = x.shape[0]
+        self._status, self._stage = ["undecided"] * count, ["none"] * count
+        self._margin, self._seconds, self._pieces = [float("-inf")] * count, [0.0] * count, [0] * count
+        self.points = x.clone()
+
+    def left(self) -> Tensor:
+        """Indices (L,) of the undecided images."""
+        return torch.tensor([i for i, status in enumerate(self._status) if status == "undecided"], dtype=torch.long)
+
+    def falsify(self, index: int, stage: str, margin: float, point: Tensor) -> None:
+        """A misclassified ``point`` of the set around image ``index``, with its margin."""
+        self._status[index], self._stage[index], self._margin[index] = "falsified", stage, margin
+        self.points[index] = point
+
+    def bound(self, index: int, stage: str, margin: float, proved: bool, pieces: int = 0) -> None:
+        """A lower bound of image ``index``; NaN says nothing."""
+        self._margin[index] = max(self._margin[index], margin)  # max keeps its first argument against NaN
+        self._stage[index], self._pieces[index] = stage, pieces
+        self._status[index] = "proved" if proved else "undecided"
+
+    def spend(self, indices: Tensor, seconds: float) -> None:
+        """Share ``seconds`` between images."""
+        for index in indices.tolist():
+            self._seconds[index] += seconds / len(indices)
+
+    def verdicts(self) -> list[Verdict]:
+        """One per image."""
+        margins, seconds = [round(m, 6) for m in self._margin], [round(s, 4) for s in self._seconds]
+        values = zip(self._status, margins, self._stage, seconds, self._pieces, strict=True)
+        return [Verdict(*one) for one in values]

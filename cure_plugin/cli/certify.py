@@ -1,0 +1,47 @@
+"""``cure certify``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+from cure_plugin.certification import Certifier, certify_dataset, summarize
+from cure_plugin.certification.curves import certified_curves
+from cure_plugin.cli.options import CURVE_FACTORS, load_model, make_folder, read_set_options, settings_line
+from cure_plugin.datasets import load_data
+from cure_plugin.errors import MissingDependencyError, SpecError
+from cure_plugin.files import write_text
+from cure_plugin.nets import NetSpec
+from cure_plugin.report import image_table, summary_markdown, text_table, write_report
+from cure_plugin.report.plots import load_pyplot
+
+
+def certify(options: argparse.Namespace) -> None:
+    """Certify a net for a list of sets and write results and reports, the page only where matplotlib is there."""
+    specs = read_set_options(options.sets)
+    data = load_data(options.on, False, options.data).first(options.images)
+    named = NetSpec(options.net, data.shape, data.classes, options.batch_norm) if options.net else None
+    net, shape = load_model(options.model, named)
+    if tuple(shape) != data.shape:
+        raise SpecError(f"{options.model} takes inputs of shape {tuple(shape)}, {options.on} has {data.shape}")
+    certifier = Certifier(net.double() if options.float64 else net, shape, options.methods.split(","))
+    make_folder(options.out)
+    records = certify_dataset(certifier, data, specs, options.out / "results.jsonl", progress=True)
+    name = options.model.stem
+    title, summaries = f"Certified robustness of {name}", {name: summarize(records)}
+    settings = settings_line(options, specs, certifier)
+    write_text(options.out / "summary.json", json.dumps(asdict(summaries[name]), indent=1) + "\n")
+    write_text(options.out / "results.csv", image_table(records).as_csv())
+    write_text(options.out / "report.md", summary_markdown(title, summaries, settings))
+    print(text_table(summaries))
+    page = options.out / "report.html"
+    try:
+        load_pyplot()
+    except MissingDependencyError as error:
+        print(f"cure: {page} is left out: {error}", file=sys.stderr)
+        return
+    curves = {name: certified_curves(certifier, data, specs, CURVE_FACTORS, True)} if options.curves else {}
+    write_report(page, title, summaries, CURVE_FACTORS, curves, {}, records={name: records}, settings=settings)
+    print(f"report: {page}")

@@ -1,0 +1,58 @@
+"""What the options of several commands stand for: sets, nets, the output folder."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from cure_plugin.certification import Certifier
+from cure_plugin.checkpoint import load_net, load_state_dict
+from cure_plugin.errors import OutputError
+from cure_plugin.export import read_onnx_net
+from cure_plugin.nets import NetSpec
+from cure_plugin.sets import SetSpec, read_sets, set_spec
+
+CURVE_FACTORS = tuple(step / 8 for step in range(17))
+"""0 to 2 times a set's size."""
+
+
+def read_set_options(texts: Sequence[str]) -> list[SetSpec]:
+    """The sets that arguments describe, or that the YAML files they name list."""
+    return [
+        spec for text in texts for spec in (read_sets(text) if text.endswith((".yaml", ".yml")) else [set_spec(text)])
+    ]
+
+
+def load_model(path: Path, named: NetSpec | None = None) -> tuple[nn.Module, tuple[int, ...]]:
+    """(net, its input shape) from a checkpoint, an ONNX file, or a state_dict of the ``named`` net."""
+    if named is not None:
+        return load_state_dict(path, named), named.input_shape
+    if path.suffix == ".onnx":
+        return read_onnx_net(path)
+    spec, net = load_net(path)
+    return net, spec.input_shape
+
+
+def make_folder(path: Path) -> None:
+    """Create the folder where there is none.
+
+    Raises:
+        OutputError: it cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot create folder {path}: {error}; choose a writable place") from error
+
+
+def settings_line(options: argparse.Namespace, specs: Sequence[SetSpec], certifier: Certifier) -> str:
+    """What a run certified and how, in words."""
+    precision = str(next(certifier.net.parameters()).dtype).removeprefix("torch.")
+    return (
+        f"First {options.images} test images of {options.on}; sets {', '.join(map(str, specs))}; methods "
+        f"{', '.join(certifier.methods)} in {precision}; PGD of {certifier.attack_steps} steps and "
+        f"{certifier.restarts} restarts."
+    )
