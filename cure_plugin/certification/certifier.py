@@ -201,13 +201,18 @@ class Certifier:
         return prove_by_splitting(self.lower_bound, x, y, perturbation, needed, self.pieces, self.batch_size)
 
     def proved(self, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> Tensor:
-        """Which images the bound methods prove, without any attack or splitting; (B,) bool."""
+        """Which images bounds and splitting prove, without any attack; (B,) bool."""
         self._check(x, y)
         needed = self._needed(x)
         done = torch.zeros(x.shape[0], dtype=torch.bool)
         for method in self._stages(perturbation):
             left = (~done).nonzero().flatten()
-            if left.numel() and method in BOUND_METHODS:
+            if left.numel() == 0 or method == "pgd":
+                continue
+            if method == "splitting":
+                alone = [(x[i : i + 1], y[i : i + 1], perturbation.select(x, left.new_tensor([i]))) for i in left]
+                done[left] = torch.tensor([self.split(*one).proved for one in alone])
+            else:
                 done[left] = self.lower_bound(x[left], y[left], perturbation.select(x, left), method) > needed[left]
         return done
 

@@ -28,7 +28,7 @@ _MARGINS = (
     "Per image the best lower bound of the smallest margin over the set, or where falsified the margin of the "
     "misclassified point. The outermost bars also hold the 1 % beyond each end."
 )
-_CURVES = "Proved by bound methods alone, without splitting; the union is of all sets shown."
+_CURVES = "Proved by bounds and splitting, without attacks; the union is of all sets shown."
 
 
 @dataclass(frozen=True)

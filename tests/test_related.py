@@ -1,0 +1,207 @@
+"""Sets that cover others, verdicts that follow from them, bounds shared between stages, memory."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cure_plugin import PerturbationLpBall, PerturbationUnion
+from cure_plugin.attacks import find_counterexample, pgd_variable, worst_margin_loss
+from cure_plugin.bounds.coupled import CoupledBounds
+from cure_plugin.bounds.margins import LayerBounds, crown_bounds
+from cure_plugin.bounds.memory import bytes_per_image
+from cure_plugin.bounds.module import bounded_module
+from cure_plugin.certification import Certifier, certify_dataset
+from cure_plugin.certification.curves import certified_curves
+from cure_plugin.certification.related import decide_sets
+from cure_plugin.datasets import ImageData
+from cure_plugin.errors import SpecError
+from cure_plugin.nets import NetSpec, build_net
+from cure_plugin.sets import set_spec
+
+TEXTS = (
+    "linf=0.05", "linf=0.1", "l2=0.1", "l2=0.05", "l1=0.1", "l1=0.3", "patch=2x2", "patch=2x3", "patch=3x3",
+    "l0=1", "l0=3", "R(2)", "R(5)", "R(1,4)", "T(1,1)", "T(1,2)", "R(2) Sh(2)",
+)  # fmt: skip
+SHAPE = (1, 8, 8)
+
+
+def small_net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, 1, 1), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(96, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+
+
+def labelled(net: nn.Module, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Images with the net's own predictions as labels."""
+    x = torch.randint(256, (count, *SHAPE), generator=torch.Generator().manual_seed(seed)) / 255
+    with torch.no_grad():
+        return x, net(x).argmax(1)
+
+
+def as_data(x: Tensor, y: Tensor) -> ImageData:
+    return ImageData((x * 255).round().byte(), y, 3)
+
+
+def test_points_of_covered_sets_lie_in_the_covering_one() -> None:
+    x = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    covered = []
+    for large, small in itertools.permutations(TEXTS, 2):
+        outer, inner = set_spec(large).build(), set_spec(small).build()
+        if outer.covers(inner):
+            covered.append((large, small))
+            for _ in range(3):
+                assert bool(outer.contains(x, inner.sample(x, generator), 1e-4).all()), (large, small)
+    expected = {
+        ("linf=0.1", "linf=0.05"), ("linf=0.1", "l2=0.1"), ("linf=0.1", "l2=0.05"), ("linf=0.1", "l1=0.1"),
+        ("linf=0.05", "l2=0.05"), ("l2=0.1", "l2=0.05"), ("l2=0.1", "l1=0.1"), ("l1=0.3", "l1=0.1"),
+        ("patch=2x3", "patch=2x2"), ("patch=3x3", "patch=2x2"), ("patch=3x3", "patch=2x3"), ("l0=3", "l0=1"),
+        ("R(5)", "R(2)"), ("R(5)", "R(1,4)"), ("T(1,2)", "T(1,1)"),
+    }  # fmt: skip
+    assert set(covered) == expected
+
+
+def test_covering_minds_domains_radii_per_sample_and_unions() -> None:
+    ball = PerturbationLpBall
+    assert ball(2, 1.0, None).covers(ball(2, 1.0)) and not ball(2, 1.0).covers(ball(2, 1.0, None))
+    assert not ball(2, 1.0).covers(ball(2, torch.tensor([0.1, 0.2])))
+    union = PerturbationUnion([ball(2, 1.0), ball(1, 3.0)])
+    assert union.covers(ball(1, 2.0)) and union.covers(PerturbationUnion([ball(1, 3.0), ball(1, 1.0)]))
+    assert not union.covers(ball(2, 1.5)) and not ball(1, 3.0).covers(union)
+
+
+def test_proofs_go_down_and_counterexamples_up() -> None:
+    net = small_net()
+    x, y = labelled(net, 12)
+    certifier = Certifier(net, SHAPE, ("IBP", "CROWN"), attack_steps=10)
+    sets = {text: set_spec(text).build() for text in ("l2=0.05", "l2=0.4", "linf=0.4", "linf=0.01")}
+    together = decide_sets(certifier, x, y, sets, lambda name: torch.Generator().manual_seed(0))
+    assert list(together) == list(sets)
+    stages = {verdict.stage for verdicts in together.values() for verdict in verdicts}
+    assert "by l2=0.4" in stages
+    for name, verdicts in together.items():
+        alone, _ = certifier.decide(x, y, sets[name], torch.Generator().manual_seed(0))
+        for one, other in zip(verdicts, alone, strict=True):
+            assert {one.status, other.status} != {"proved", "falsified"}
+            assert one.status == other.status or other.status == "undecided"
+
+
+def test_a_small_sets_counterexample_breaks_the_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = small_net()
+    x, y = labelled(net, 3)
+    small, large = PerturbationLpBall(2, 3.0), PerturbationLpBall(2, 4.0)
+
+    def blind_on_the_large(model: nn.Module, x: Tensor, y: Tensor, perturbation: PerturbationLpBall, *_: object):  # type: ignore[no-untyped-def]
+        found = torch.full((len(x),), perturbation.eps == 3.0)
+        return found, x
+
+    monkeypatch.setattr("cure_plugin.certification.certifier.find_counterexample", blind_on_the_large)
+    certifier = Certifier(net, SHAPE, ("IBP",))
+    found = decide_sets(certifier, x, y, {"large": large, "small": small}, lambda name: torch.Generator())
+    assert [(v.status, v.stage) for v in found["large"]] == [("falsified", "by small")] * 3
+
+
+@pytest.mark.parametrize("norm", [1, 2])
+def test_known_layer_bounds_change_no_coupled_margin(norm: int) -> None:
+    net = small_net().double()
+    x, y = labelled(small_net(), 3)
+    x, ball = x.double(), PerturbationLpBall(norm, 0.3)
+    bounded = bounded_module(net, SHAPE)
+    known = crown_bounds(bounded, x, y, ball)
+    assert len(known.boxes) == 3
+    fresh = CoupledBounds(bounded, 10, 3, 2).bounds(x, y, ball)
+    shared = CoupledBounds(bounded, 10, 3, 2).bounds(x, y, ball, known=known)
+    assert torch.equal(fresh.margins, shared.margins)
+    joined = LayerBounds.join([known.select(torch.tensor([0])), known.select(torch.tensor([1, 2]))])
+    for name, box in known.boxes.items():
+        assert all(torch.equal(one, other) for one, other in zip(box, joined.boxes[name], strict=True))
+
+
+@pytest.mark.parametrize("text", ["linf=0.05", "l2=0.2", "l1=0.4"])
+def test_alpha_crown_from_known_boxes_holds(text: str) -> None:
+    net = small_net(1)
+    x, y = labelled(net, 6, 1)
+    ball = set_spec(text).build()
+    for methods in (("CROWN", "alpha-CROWN"), ("CROWN", "coupled", "alpha-CROWN")):
+        certifier = Certifier(net, SHAPE, methods, attack_steps=10, alpha_iterations=5)
+        verdicts = certifier.decide(x, y, ball)[0]
+        assert "proved" in [verdict.status for verdict in verdicts]
+        for verdict, image, label in zip(verdicts, x, y, strict=True):
+            if verdict.status == "falsified":
+                continue
+            point_loss = pgd_variable(net, image[None], label[None], ball, 40, worst_margin_loss)[1]
+            assert verdict.margin <= -float(point_loss) + 1e-5
+        crown = Certifier(net, SHAPE, ("CROWN",), attack_steps=10)
+        for one, other in zip(certifier.decide(x, y, ball)[0], crown.decide(x, y, ball)[0], strict=True):
+            assert one.margin >= other.margin - 1e-5 or one.status == "falsified"
+
+
+def test_batches_follow_memory_and_change_no_verdict() -> None:
+    net = small_net()
+    x, y = labelled(net, 9)
+    data = as_data(x, y)
+    whole, tight = Certifier(net, SHAPE, memory=2.0), Certifier(net, SHAPE, memory=1e-6)
+    assert whole._batch("CROWN") == 20 and tight._batch("CROWN") == 1 and tight._batch("IBP") == 20
+    sets = [set_spec("l2=0.1"), set_spec("linf=0.02")]
+    results = [certify_dataset(certifier, data, sets) for certifier in (whole, tight)]
+    for one, other in zip(*results, strict=True):
+        for name in one["sets"]:
+            assert one["sets"][name]["status"] == other["sets"][name]["status"]
+            assert one["sets"][name]["margin"] == pytest.approx(other["sets"][name]["margin"], abs=1e-4)
+    with pytest.raises(SpecError, match=r"memory must be above 0 GiB, got 0"):
+        Certifier(net, SHAPE, memory=0)
+
+
+def test_memory_grows_with_the_net_and_precision() -> None:
+    small, wide = (
+        bounded_module(build_net(NetSpec(name, (1, 28, 28))).eval(), (1, 28, 28))
+        for name in ("cnn_small", "cnn7_narrow")
+    )
+    for method in ("CROWN", "coupled", "alpha-CROWN"):
+        assert 0 < bytes_per_image(small, method, 4) < bytes_per_image(wide, method, 4)
+        assert bytes_per_image(small, method, 8) == 2 * bytes_per_image(small, method, 4)
+    assert bytes_per_image(small, "IBP", 4) == 0
+
+
+def test_bisection_finds_what_trying_every_factor_does() -> None:
+    net = small_net()
+    x, y = labelled(net, 10)
+    certifier = Certifier(net, SHAPE, ("IBP", "CROWN"))
+    factors, specs = tuple(i / 4 for i in range(12)), [set_spec("l2=0.2"), set_spec("linf=0.02")]
+    curves = certified_curves(certifier, as_data(x, y), specs, factors)
+    alive = {spec.name: torch.ones(10, dtype=torch.bool) for spec in specs}
+    for position, factor in enumerate(factors):
+        for spec in specs:
+            alive[spec.name] &= certifier.proved(x, y, spec.build().scaled(factor))
+            assert curves[spec.name][position] == pytest.approx(float(alive[spec.name].float().mean()))
+        both = torch.stack(list(alive.values())).all(0)
+        assert curves["union"][position] == pytest.approx(float(both.float().mean()))
+
+
+def test_curves_split_sets_that_have_pieces() -> None:
+    net = small_net()
+    x, y = labelled(net, 4)
+    certifier = Certifier(net, SHAPE, ("IBP", "CROWN", "splitting"), pieces=64)
+    whole = certifier.proved(x, y, set_spec("R(10)").build())
+    statuses = [v.status for v in certifier.decide(x, y, set_spec("R(10)").build())[0]]
+    assert whole.tolist() == [status == "proved" for status in statuses]
+    assert bool(whole.any())
+
+
+@pytest.mark.parametrize("text", ["linf=0.1", "l2=0.5", "l1=1", "patch=2x2", "R(10)"])
+def test_attack_with_momentum_stays_inside(text: str) -> None:
+    net = small_net()
+    x, y = labelled(net, 5)
+    perturbation = set_spec(text).build()
+    generator = torch.Generator().manual_seed(0)
+    variable, value = pgd_variable(net, x, y, perturbation, 10, worst_margin_loss, True, generator, 0.5)
+    point = perturbation.decode(x, variable)
+    assert bool(perturbation.contains(x, point, 1e-4).all())
+    with torch.no_grad():
+        assert torch.allclose(worst_margin_loss(net(point), y), value, atol=1e-5)
+    found, points = find_counterexample(net, x, y, perturbation, 10, 4, generator)
+    assert bool(perturbation.contains(x, points, 1e-4).all())
