@@ -203,5 +203,5 @@ def test_attack_with_momentum_stays_inside(text: str) -> None:
     assert bool(perturbation.contains(x, point, 1e-4).all())
     with torch.no_grad():
         assert torch.allclose(worst_margin_loss(net(point), y), value, atol=1e-5)
-    found, points = find_counterexample(net, x, y, perturbation, 10, 4, generator)
+    _, points = find_counterexample(net, x, y, perturbation, 10, 4, generator)
     assert bool(perturbation.contains(x, points, 1e-4).all())

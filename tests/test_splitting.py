@@ -79,7 +79,7 @@ def test_the_margin_of_a_failed_split_is_a_bound_of_the_whole() -> None:
     def bound(x: torch.Tensor, _: torch.Tensor, pieces: PerturbationSet, __: str) -> torch.Tensor:
         return torch.where(pieces.positions(x)[:, 0] == 3, -1.0, -5.0)  # type: ignore[attr-defined]
 
-    result = prove_by_splitting(bound, x, y, whole, 0.0, 100, 8)
+    result = prove_by_splitting(bound, lambda *_: None, x, y, whole, 0.0, 100, 8)
     assert not result.proved and result.margin == -5.0
 
 
@@ -90,12 +90,14 @@ def test_a_partition_that_covers_nothing_proves_nothing() -> None:
 
     x, y = torch.rand(1, 1, 4, 4), torch.zeros(1, dtype=torch.long)
     with pytest.raises(SpecError, match="empty partition"):
-        prove_by_splitting(lambda *_: torch.ones(1), x, y, Empty(2, 2), 0.0, 100, 8)
+        prove_by_splitting(lambda *_: torch.ones(1), lambda *_: None, x, y, Empty(2, 2), 0.0, 100, 8)
 
 
 def test_nan_bounds_prove_nothing() -> None:
     x, y = torch.rand(1, 1, 4, 4), torch.zeros(1, dtype=torch.long)
-    nan = prove_by_splitting(lambda x, *_: torch.full((len(x),), torch.nan), x, y, PerturbationPatch(2, 2), 0.0, 99, 8)
+    nan = prove_by_splitting(
+        lambda x, *_: torch.full((len(x),), torch.nan), lambda *_: None, x, y, PerturbationPatch(2, 2), 0.0, 99, 8
+    )
     assert not nan.proved
 
 
@@ -119,3 +121,18 @@ def test_what_cannot_be_split_or_stacked_is_refused() -> None:
         PerturbationGeometric(("R",), [0.0, 1.0], [1.0, 2.0])
     with pytest.raises(SpecError, match="lower <= upper"):
         PerturbationGeometric(("R",), [1.0], [0.0])
+
+
+@pytest.mark.parametrize("text", ["R(60)", "patch=6x6"])
+def test_counterexamples_in_pieces_lie_in_the_whole_set(net: nn.Module, text: str) -> None:
+    certifier = Certifier(net, (1, 28, 28), ("CROWN", "splitting"), attack_steps=1, restarts=1, pieces=400)
+    x, y = load_data("mnist-slice", False).batch(slice(0, 6))
+    perturbation: PerturbationSet = set_spec(text).build()
+    with pytest.MonkeyPatch.context() as patch:  # no attack but the one on pieces
+        patch.setattr(Certifier, "_attack", lambda *_: None)
+        verdicts, points = certifier.decide(x, y, perturbation, torch.Generator().manual_seed(0))
+    found = torch.tensor([verdict.stage == "splitting" and verdict.status == "falsified" for verdict in verdicts])
+    assert bool(found.any())
+    assert bool(perturbation.contains(x[found], points[found], 1e-3).all())
+    assert bool((net(points[found]).argmax(1) != y[found]).all())
+    assert all(verdict.margin <= 0 for verdict, broken in zip(verdicts, found, strict=True) if broken)

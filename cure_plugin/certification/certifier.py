@@ -27,6 +27,9 @@ METHODS = ("IBP", "CROWN-IBP", "CROWN", "coupled", "alpha-CROWN", "splitting")
 BOUND_METHODS = METHODS[:-1]
 """Those that bound a whole set at once, see :meth:`Certifier.lower_bound`."""
 
+_PIECE_ATTACK_STEPS = 10
+"""Of PGD on the pieces of a split that no method proves."""
+
 ROUNDING_MARGIN = 1e-5
 """A margin counts as proved only above this share of max(1, largest clean logit).
 
@@ -141,8 +144,11 @@ class Certifier:
             elif step == "splitting":
                 for index in left.tolist():
                     one = torch.tensor([index])
-                    result = self.split(x[one], y[one], perturbation.select(x, one))
+                    result = self.split(x[one], y[one], perturbation.select(x, one), generator)
                     progress.bound(index, step, result.margin, result.proved, result.pieces)
+                    if result.counterexample is not None:
+                        point = result.counterexample
+                        progress.falsify(index, step, self._margin(point[None], y[one]), point)
             else:
                 bounds, layers = self._bound(x[left], y[left], some, step, known.of(left) if known else None)
                 known = _Known(left, layers) if layers else known
@@ -183,13 +189,17 @@ class Certifier:
         found, candidates = find_counterexample(
             self.net, x, y, perturbation, self.attack_steps, self.restarts, generator
         )
-        with torch.no_grad():
-            reached = -worst_margin_loss(self.net(candidates), y)
         for position in found.nonzero().flatten().tolist():
-            progress.falsify(int(left[position]), "pgd", float(reached[position]), candidates[position])
+            margin = self._margin(candidates[position : position + 1], y[position : position + 1])
+            progress.falsify(int(left[position]), "pgd", margin, candidates[position])
 
-    def split(self, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> SplitResult:
+    def split(
+        self, x: Tensor, y: Tensor, perturbation: PerturbationSet, generator: torch.Generator | None = None
+    ) -> SplitResult:
         """Branch and bound over the pieces of a set around one image (1, *input_shape), label (1,).
+
+        Args:
+            generator: of the random starts of attacks on pieces; default: a fresh one of seed 0.
 
         Raises:
             SpecError: more than one image, or a set without pieces.
@@ -198,7 +208,13 @@ class Certifier:
         if x.shape[0] != 1 or not perturbation.split_methods:
             raise SpecError(f"splitting takes one image and a set with pieces, got {tuple(x.shape)}, {perturbation!r}")
         needed = float(self._needed(x))
-        return prove_by_splitting(self.lower_bound, x, y, perturbation, needed, self.pieces, self.batch_size)
+        starts = generator or torch.Generator(x.device).manual_seed(0)
+
+        def attack(x: Tensor, y: Tensor, pieces: PerturbationSet) -> Tensor | None:
+            found, points = find_counterexample(self.net, x, y, pieces, _PIECE_ATTACK_STEPS, 1, starts)
+            return points[found][0] if bool(found.any()) else None
+
+        return prove_by_splitting(self.lower_bound, attack, x, y, perturbation, needed, self.pieces, self.batch_size)
 
     def proved(self, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> Tensor:
         """Which images bounds and splitting prove, without any attack; (B,) bool."""
@@ -263,6 +279,11 @@ class Certifier:
         if left.numel() and not ("coupled" in self.methods and perturbation.shared_budget):
             bounds[left] = torch.fmax(bounds[left], bound(left, None))
         return bounds
+
+    def _margin(self, point: Tensor, y: Tensor) -> float:
+        """z_y - max over j != y of z_j at one ``point`` (1, *input_shape)."""
+        with torch.no_grad():
+            return -float(worst_margin_loss(self.net(point), y))
 
     def _needed(self, x: Tensor) -> Tensor:
         with torch.no_grad():

@@ -16,6 +16,9 @@ from cure_plugin.sets import PerturbationSet
 LowerBound = Callable[[Tensor, Tensor, PerturbationSet, str], Tensor]
 """(x (B, *input), y (B,), set, method) -> lower bound of each image's smallest margin (B,)."""
 
+Attack = Callable[[Tensor, Tensor, PerturbationSet], Tensor | None]
+"""(x (B, *input), y (B,), set) -> a misclassified point (*input) of one of the images' sets, or None."""
+
 _COSTLY_PIECES = 4
 """Pieces handed to the later, costly methods at a time: few, as one of them may settle the image."""
 
@@ -28,11 +31,13 @@ class SplitResult:
         proved: every piece is proved.
         pieces: how many pieces were bounded in all.
         margin: a lower bound over the whole set: the smallest of the pieces that were not split further.
+        counterexample: a misclassified point (*input) of the set, if one was found.
     """
 
     proved: bool
     pieces: int
     margin: float
+    counterexample: Tensor | None = None
 
 
 @dataclass(frozen=True, order=True)
@@ -47,6 +52,7 @@ class _Open:
 
 def prove_by_splitting(
     lower_bound: LowerBound,
+    attack: Attack,
     x: Tensor,
     y: Tensor,
     perturbation: PerturbationSet,
@@ -57,10 +63,11 @@ def prove_by_splitting(
     """Bound the set in pieces; split what no method proves, until all is proved or hope is lost.
 
     The pieces with the worst bounds come first, so an image that cannot be proved is found out early: at
-    a piece that cannot be split further.
+    a counterexample in a piece that no method proves, or at a piece that cannot be split further.
 
     Args:
         lower_bound: bounds pieces by one of the set's ``split_methods``, the cheapest of which comes first.
+        attack: tried on pieces that no method proves.
         x: one image (1, *input); y: its label (1,).
         needed: bound above which a piece counts as proved.
         budget: pieces to bound at most. batch_size: pieces to bound at a time.
@@ -84,6 +91,12 @@ def prove_by_splitting(
         if pieces > budget:
             return SplitResult(False, pieces - len(chosen), chosen[0].bound)
         bounds = _bounds(lower_bound, x, y, chosen, methods[method])
+        lowest = min(smallest, *bounds, *(other.bound for other in pending))
+        failed = [one.piece for one, bound in zip(chosen, bounds, strict=True) if not bound > needed]
+        if failed and method + 1 == len(methods):
+            found = attack(*_batch(x, y, failed))
+            if found is not None:
+                return SplitResult(False, pieces, lowest, found)
         for one, bound in zip(chosen, bounds, strict=True):
             if bound > needed:
                 smallest = min(smallest, bound)
@@ -92,7 +105,7 @@ def prove_by_splitting(
             else:
                 children = one.piece.split(x)
                 if not children:
-                    return SplitResult(False, pieces, min(smallest, *bounds, *(other.bound for other in pending)))
+                    return SplitResult(False, pieces, lowest)
                 for child in children:
                     heapq.heappush(pending, _Open(bound, 0, next(tie), child))
     return SplitResult(True, pieces, smallest)
@@ -100,7 +113,11 @@ def prove_by_splitting(
 
 def _bounds(lower_bound: LowerBound, x: Tensor, y: Tensor, chosen: Sequence[_Open], method: str) -> list[float]:
     """The best lower margins so far of several pieces of one image's set."""
-    pieces = [one.piece for one in chosen]
-    stacked = pieces[0].stack(pieces) if len(pieces) > 1 else pieces[0]
-    found = lower_bound(x.expand(len(pieces), *x.shape[1:]), y.expand(len(pieces)), stacked, method).tolist()
+    found = lower_bound(*_batch(x, y, [one.piece for one in chosen]), method).tolist()
     return [one.bound if math.isnan(bound) else max(bound, one.bound) for one, bound in zip(chosen, found, strict=True)]
+
+
+def _batch(x: Tensor, y: Tensor, pieces: Sequence[PerturbationSet]) -> tuple[Tensor, Tensor, PerturbationSet]:
+    """One image and label repeated for several pieces of its set, and these as one set."""
+    stacked = pieces[0].stack(pieces) if len(pieces) > 1 else pieces[0]
+    return x.expand(len(pieces), *x.shape[1:]), y.expand(len(pieces)), stacked

@@ -104,11 +104,11 @@ class PerturbationSet(PerturbationLpNorm, ABC):
         return True
 
     def split(self, x: Tensor) -> tuple[PerturbationSet, ...]:
-        """Smaller sets that together cover this one around the image ``x`` (1, *input); empty if there are none."""
+        """Smaller sets inside this one that together cover it around the image ``x`` (1, *input), if there are any."""
         return ()
 
     def partition(self, x: Tensor) -> tuple[PerturbationSet, ...]:
-        """Sets that together cover this one around the image ``x`` (1, *input): where branch and bound starts."""
+        """Sets inside this one that together cover it around ``x`` (1, *input): where branch and bound starts."""
         return (self,)
 
     def stack(self, others: Sequence[PerturbationSet]) -> PerturbationSet:
