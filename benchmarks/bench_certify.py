@@ -19,7 +19,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,30 +104,29 @@ def cascade(net: nn.Module, data: ImageData, text: str, methods: Sequence[str]) 
     }
 
 
-def bench_coupled(data: ImageData, alpha_images: int) -> list[dict[str, Any]]:
-    rows = []
+def bench_coupled(data: ImageData, alpha_images: int) -> Iterator[dict[str, Any]]:
     for name in ("paper", "ball"):
         _, net = load_net(FIXTURES / f"{name}.pt")
         for text in COUPLED_SETS:
             ours = cascade(net.eval(), data, text, ("IBP", "CROWN-IBP", "CROWN", "coupled"))
             plain = plain_loop(net, data, text, alpha_images)
-            rows.append({"net": name, "set": text, "images": len(data), "cascade": ours, "plain": plain})
-            print(shown(rows[-1]), flush=True)
-    return rows
+            yield {"net": name, "set": text, "images": len(data), "cascade": ours, "plain": plain}
 
 
-def bench_loop(data: ImageData) -> list[dict[str, Any]]:
+def bench_loop(data: ImageData) -> Iterator[dict[str, Any]]:
     _, net = load_net(FIXTURES / "ball.pt")
-    rows = []
     for text in LOOP_SETS:
         ours = cascade(net.eval(), data, text, ("IBP", "CROWN-IBP", "CROWN", "coupled", "alpha-CROWN"))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         plain = plain_loop(net, data, text, len(data))
-        rows.append(
-            {"net": "ball", "set": text, "images": len(data), "cascade": ours, "plain": plain, "peak_gigabytes": peak}
-        )
-        print(shown(rows[-1]), flush=True)
-    return rows
+        yield {
+            "net": "ball",
+            "set": text,
+            "images": len(data),
+            "cascade": ours,
+            "plain": plain,
+            "peak_gigabytes": peak,  # of the process so far: the first set's is the cascade's alone
+        }
 
 
 def shown(row: dict[str, Any]) -> str:
@@ -153,9 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = "mnist" if options.data or os.environ.get("CURE_DATA") else "mnist-slice"
     count = options.images or (200 if options.part == "coupled" else 1000)
     data = load_data(name, False, options.data).first(count)
-    rows = bench_coupled(data, options.alpha_images) if options.part == "coupled" else bench_loop(data)
-    figures = {"data": name, "rows": rows}
-    write_text(options.out / f"{options.part}.json", json.dumps(figures, indent=1) + "\n")
+    figures: dict[str, Any] = {"data": name, "threads": torch.get_num_threads(), "rows": []}
+    for row in bench_coupled(data, options.alpha_images) if options.part == "coupled" else bench_loop(data):
+        figures["rows"].append(row)
+        print(shown(row), flush=True)
+        write_text(options.out / f"{options.part}.json", json.dumps(figures, indent=1) + "\n")
     if options.record:
         record(f"certify-{options.part}", f"python benchmarks/bench_certify.py {options.part}", 0, figures)
     return 0

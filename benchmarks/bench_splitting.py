@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from bench_sets import trained
 from ledger import record
 
@@ -103,7 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows.append(measure(case, data, options.data, options.out))
         print(shown(rows[-1]), flush=True)
     if options.record:
-        record("certify-splitting", "python benchmarks/bench_splitting.py", 0, {"rows": rows})
+        record(
+            "certify-splitting",
+            "python benchmarks/bench_splitting.py",
+            0,
+            {"threads": torch.get_num_threads(), "rows": rows},
+        )
     return 0
 
 
