@@ -121,10 +121,11 @@ def test_known_layer_bounds_change_no_coupled_margin(norm: int) -> None:
         assert all(torch.equal(one, other) for one, other in zip(box, joined.boxes[name], strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("text", ["linf=0.05", "l2=0.2", "l1=0.4"])
-def test_alpha_crown_from_known_boxes_holds(text: str) -> None:
-    net = small_net(1)
-    x, y = labelled(net, 6, 1)
+def test_alpha_crown_from_known_boxes_holds(text: str, dtype: torch.dtype) -> None:
+    x, y = labelled(small_net(1), 6, 1)
+    net, x = small_net(1).to(dtype), x.to(dtype)
     ball = set_spec(text).build()
     for methods in (("CROWN", "alpha-CROWN"), ("CROWN", "coupled", "alpha-CROWN")):
         certifier = Certifier(net, SHAPE, methods, attack_steps=10, alpha_iterations=5)

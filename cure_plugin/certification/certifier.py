@@ -265,10 +265,13 @@ class Certifier:
         """
 
         def bound(index: Tensor, boxes: dict[str, Box] | None) -> Tensor:
-            options = {"optimize_bound_args": {"iteration": self.alpha_iterations, "enable_beta_crown": False}}
-            bounded = bounded_module(self.net, self.input_shape, options)  # fresh: 0.3 carries alphas over
             some = perturbation.select(x, index)
-            margins = lower_margins(bounded, x[index], y[index], some, "alpha-CROWN", boxes=boxes)
+            try:
+                margins = self._optimised_margins(x[index], y[index], some, boxes, sparse=True)
+            except (
+                AssertionError
+            ):  # 0.3: rounding moved a neuron between stable and unstable since the alphas were made
+                margins = self._optimised_margins(x[index], y[index], some, boxes, sparse=False)
             return margins.detach().amin(1).cpu()
 
         everything = torch.arange(len(x))
@@ -279,6 +282,17 @@ class Certifier:
         if left.numel() and not ("coupled" in self.methods and perturbation.shared_budget):
             bounds[left] = torch.fmax(bounds[left], bound(left, None))
         return bounds
+
+    def _optimised_margins(
+        self, x: Tensor, y: Tensor, perturbation: PerturbationSet, boxes: dict[str, Box] | None, sparse: bool
+    ) -> Tensor:
+        """alpha-CROWN's margins; ``sparse``: slopes for unstable neurons only, several times faster."""
+        options = {
+            "optimize_bound_args": {"iteration": self.alpha_iterations, "enable_beta_crown": False},
+            "sparse_spec_alpha": sparse,
+        }
+        bounded = bounded_module(self.net, self.input_shape, options)  # a fresh one: 0.3 carries alphas over
+        return lower_margins(bounded, x, y, perturbation, "alpha-CROWN", boxes=boxes)
 
     def _margin(self, point: Tensor, y: Tensor) -> float:
         """z_y - max over j != y of z_j at one ``point`` (1, *input_shape)."""
