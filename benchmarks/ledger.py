@@ -108,7 +108,8 @@ def certify_table() -> str:
         ours, plain, total = row["cascade"], row["plain"], row["images"]
         lines.append(
             f"| {row['net']}, {row['set']} | {100 * ours['not_broken'] / total:.1f} | "
-            f"{100 * ours['proved'] / total:.1f}, {ours['seconds'] / total:.2f} | {100 * plain['crown'] / total:.1f} | "
+            f"{100 * len(ours['proved']) / total:.1f}, {ours['seconds'] / total:.2f} | "
+            f"{100 * plain['crown'] / total:.1f} | "
             f"{100 * plain['alpha'] / plain['alpha_images']:.1f} (of {plain['alpha_images']} images) |"
         )
     hardware_text = f"{entry['hardware']['cores']} cores, {entry['hardware']['cpu']}"
