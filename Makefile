@@ -28,10 +28,11 @@ test-slow: $(READY)
 bench-sets: $(READY)
 	$(BIN)/python benchmarks/bench_sets.py $(if $(DATA),--data $(DATA))
 
-# Certified counts and times beside plain auto_LiRPA loops.
+# Certified counts and times beside plain auto_LiRPA loops, and sets that need splitting; writes benchmarks/results.
 bench-certify: $(READY)
 	$(BIN)/python benchmarks/bench_certify.py coupled $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/bench_certify.py loop $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/bench_splitting.py $(if $(DATA),--data $(DATA))
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -136,7 +136,7 @@ def bench_loop(data: ImageData) -> Iterator[dict[str, Any]]:
             "images": len(data),
             "cascade": ours,
             "plain": plain,
-            "peak_gigabytes": peak,  # of the process so far: the first set's is the cascade's alone
+            "peak_gigabytes": peak,  # of the process up to here, the plain loop on earlier sets included
         }
 
 

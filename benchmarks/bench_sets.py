@@ -32,7 +32,6 @@ from tqdm import tqdm
 from cure_plugin import PerturbationGeometric, PerturbationLpBall, PerturbationPatch, PerturbationSet
 from cure_plugin.attacks import find_counterexample
 from cure_plugin.certification import Certifier
-from cure_plugin.certification.certifier import required_margin
 from cure_plugin.certification.splitting import SplitResult
 from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.files import write_text
@@ -115,7 +114,7 @@ def proved_by_boxes(
     certifier: Certifier, x: Tensor, y: Tensor, names: Sequence[str], cells: tuple[Tensor, ...]
 ) -> bool:
     """Whether IBP on the one-piece hull of every cell proves the image; stops at the first batch that fails."""
-    needed = float(required_margin(certifier.net(x).detach()))
+    needed = float(certifier.required_margin(x))
     for lower, upper in zip(*(end.split(BATCH) for end in cells), strict=True):
         low, high = interval_hull(x.expand(len(lower), *x.shape[1:]), names, lower, upper, 1)
         box = PerturbationLpBall(math.inf, 1.0, (low, high))
@@ -127,7 +126,7 @@ def proved_by_boxes(
 
 def proved_alone(certifier: Certifier, x: Tensor, y: Tensor, perturbation: PerturbationPatch) -> bool:
     """Whether every position alone is proved, by CROWN or else IBP; stops at the first batch that fails."""
-    needed = float(required_margin(certifier.net(x).detach()))
+    needed = float(certifier.required_margin(x))
     r0, r1, c0, c1 = perturbation.positions(x)[0].tolist()
     blocks = torch.tensor([[r, r, c, c] for r in range(r0, r1 + 1) for c in range(c0, c1 + 1)])
     for block in blocks.split(BATCH):

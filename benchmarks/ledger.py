@@ -122,7 +122,65 @@ def certify_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"demo": demo_table, "sets": sets_table, "certify": certify_table}
+def loop_table() -> str:
+    """The figures of bench_certify.py loop as a Markdown table."""
+    entry = json.loads((RESULTS / "certify-loop.json").read_text())
+    rows = entry["figures"]["rows"]
+    lines = [
+        "| set | cascade: proved, s | plain CROWN, then alpha-CROWN: proved, s | times our time | PGD leaves |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ours, plain = row["cascade"], row["plain"]
+        count = str(len(plain["proved"]))
+        if plain["unreached"]:
+            count += f" when stopped ({plain['unreached']} to go, all of them proved by the cascade)"
+        lines.append(
+            f"| {row['set']} | {len(ours['proved'])}, {ours['seconds']:.0f} | {count}, {plain['seconds']:.0f} | "
+            f"{plain['seconds'] / ours['seconds']:.1f} | {ours['not_broken']} |"
+        )
+    lines += [
+        "",
+        f"{rows[0]['images']} test images, net ball; {shown_origin(entry)}; "
+        f"the process took at most {max(row['peak_gigabytes'] for row in rows):.1f} GiB.",
+    ]
+    return "\n".join(lines)
+
+
+def splitting_table() -> str:
+    """The figures of bench_splitting.py as a Markdown table."""
+    entry = json.loads((RESULTS / "certify-splitting.json").read_text())
+    lines = [
+        "| data, set | clean | certified | PGD leaves | pieces: mean, most | boxes CGT needs | s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in entry["figures"]["rows"]:
+        mean = row["pieces"] / max(1, row["split_images"])
+        cgt = f"{row['cgt_splits']:,}" if row["cgt_splits"] else ""
+        shares = " | ".join(f"{100 * row[key]:.0f}" for key in ("clean", "certified", "pgd"))
+        lines.append(
+            f"| {row['data']}, {row['text']} | {shares} | {mean:.0f}, {row['most_pieces']} | {cgt} | "
+            f"{row['seconds']:.0f} |"
+        )
+    images = entry["figures"]["rows"][0]["images"]
+    lines += ["", f"Percent of {images} test images; pieces of the images that were split; {shown_origin(entry)}."]
+    return "\n".join(lines)
+
+
+def shown_origin(entry: dict[str, Any]) -> str:
+    """Where and how a result was measured."""
+    threads = entry["figures"]["threads"]
+    cores = f"{threads} thread{'s' if threads > 1 else ''}, {entry['hardware']['cpu']}"
+    return f"{cores}, commit {entry['commit']}, `{entry['command']}`"
+
+
+TABLES = {
+    "demo": demo_table,
+    "sets": sets_table,
+    "certify": certify_table,
+    "loop": loop_table,
+    "splitting": splitting_table,
+}
 
 
 def render() -> None:

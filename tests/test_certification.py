@@ -252,7 +252,7 @@ def test_splitting_decides_what_one_bound_cannot(net: nn.Module, data: ImageData
 def test_coupled_never_falls_below_crown_and_leaves_gradients_on(net: nn.Module, data: ImageData) -> None:
     x, y = data.batch(slice(0, 3))
     certifier = Certifier(net, (1, 28, 28))
-    certifier._coupled = CoupledBounds(certifier._bounded, 5, 5, 1)
+    certifier._bounder._coupled = CoupledBounds(certifier._bounder._bounded, 5, 5, 1)
     wanted = [parameter.requires_grad for parameter in net.parameters()]
     for text in ("l2=0.5", "l1=1"):
         perturbation = set_spec(text).build()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -146,7 +148,8 @@ def test_batches_follow_memory_and_change_no_verdict() -> None:
     x, y = labelled(net, 9)
     data = as_data(x, y)
     whole, tight = Certifier(net, SHAPE, memory=2.0), Certifier(net, SHAPE, memory=1e-6)
-    assert whole._batch("CROWN") == 20 and tight._batch("CROWN") == 1 and tight._batch("IBP") == 20
+    assert whole._bounder.batch("CROWN") == 20
+    assert tight._bounder.batch("CROWN") == 1 and tight._bounder.batch("IBP") == 20
     sets = [set_spec("l2=0.1"), set_spec("linf=0.02")]
     results = [certify_dataset(certifier, data, sets) for certifier in (whole, tight)]
     for one, other in zip(*results, strict=True):
@@ -166,6 +169,35 @@ def test_memory_grows_with_the_net_and_precision() -> None:
         assert 0 < bytes_per_image(small, method, 4) < bytes_per_image(wide, method, 4)
         assert bytes_per_image(small, method, 8) == 2 * bytes_per_image(small, method, 4)
     assert bytes_per_image(small, "IBP", 4) == 0
+
+
+MEASURED = """
+import resource, sys, torch
+from cure_plugin.bounds.memory import bytes_per_image
+from cure_plugin.certification.bounder import Bounder
+from cure_plugin.nets import NetSpec, build_net
+from cure_plugin.sets import set_spec
+method, count = sys.argv[1], int(sys.argv[2])
+net = build_net(NetSpec("cnn_small", (1, 28, 28)), torch.Generator().manual_seed(0)).eval()
+bounder = Bounder(net, (1, 28, 28), 2, 100, 100.0)
+x = 0.5 + 0.1 * torch.rand(count, 1, 28, 28)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+bounder.bound(x, torch.zeros(count, dtype=torch.long), set_spec("linf=0.5").build(), method)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((after - before) * 1024, bytes_per_image(bounder._bounded, method, 4))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["CROWN", "coupled", "alpha-CROWN"])
+def test_memory_stays_within_the_estimate(method: str) -> None:
+    used = {}
+    for count in (4, 12):
+        command = [sys.executable, "-c", MEASURED, method, str(count)]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        used[count], estimate = int(output[-2]), int(output[-1])
+    per_image = (used[12] - used[4]) / 8
+    assert 0.2 * estimate < per_image < 1.1 * estimate
 
 
 def test_bisection_finds_what_trying_every_factor_does() -> None:

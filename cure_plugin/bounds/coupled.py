@@ -93,7 +93,7 @@ class CoupledBounds:
                     self._tighten(node, state)
             found, _ = self._optimise(state, None, self.iterations)
             # no lower bound of the whole set lies above the clean margin, whatever rounding says
-            return LayerBounds(torch.fmax(known.margins, torch.minimum(found, at_clean)), state.boxes)
+            return LayerBounds(torch.fmax(known.margins, torch.minimum(found, at_clean)), state.boxes, coupled=True)
 
     def _tighten(self, node: Any, state: _State) -> None:
         """Intersect the box of a ReLU's input with what radii and coupled bounds say, then set its radius."""

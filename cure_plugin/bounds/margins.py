@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -32,16 +32,17 @@ class LayerBounds:
     Attributes:
         margins: lower bounds of z_y - z_j, (B, C - 1).
         boxes: bounds of every ReLU's input, by its name; each end (B, *shape).
+        coupled: whether norm-coupled bounds made the boxes.
     """
 
     margins: Tensor
     boxes: dict[str, Box]
+    coupled: bool = False
 
     def select(self, index: Tensor) -> LayerBounds:
         """Those of the samples ``index``."""
-        return LayerBounds(
-            self.margins[index], {name: (low[index], high[index]) for name, (low, high) in self.boxes.items()}
-        )
+        boxes = {name: (low[index], high[index]) for name, (low, high) in self.boxes.items()}
+        return replace(self, margins=self.margins[index], boxes=boxes)
 
     @staticmethod
     def join(parts: Sequence[LayerBounds]) -> LayerBounds:
@@ -50,7 +51,7 @@ class LayerBounds:
             name: (torch.cat([p.boxes[name][0] for p in parts]), torch.cat([p.boxes[name][1] for p in parts]))
             for name in parts[0].boxes
         }
-        return LayerBounds(torch.cat([part.margins for part in parts]), boxes)
+        return replace(parts[0], margins=torch.cat([part.margins for part in parts]), boxes=boxes)
 
 
 def margin_matrix(y: Tensor, classes: int) -> Tensor:

@@ -10,14 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from cure_plugin.attacks import find_counterexample, worst_margin_loss
-from cure_plugin.bounds.coupled import CoupledBounds
-from cure_plugin.bounds.margins import Box, LayerBounds, crown_bounds, lower_margins
-from cure_plugin.bounds.memory import bytes_per_image
-from cure_plugin.bounds.module import bounded_module
+from cure_plugin.bounds.margins import LayerBounds
+from cure_plugin.certification.bounder import Bounder
 from cure_plugin.certification.splitting import SplitResult, prove_by_splitting
 from cure_plugin.certification.verdict import Progress, Verdict
 from cure_plugin.errors import SpecError
-from cure_plugin.modes import frozen
 from cure_plugin.sets import PerturbationSet
 
 METHODS = ("IBP", "CROWN-IBP", "CROWN", "coupled", "alpha-CROWN", "splitting")
@@ -29,19 +26,6 @@ BOUND_METHODS = METHODS[:-1]
 
 _PIECE_ATTACK_STEPS = 10
 """Of PGD on the pieces of a split that no method proves."""
-
-ROUNDING_MARGIN = 1e-5
-"""A margin counts as proved only above this share of max(1, largest clean logit).
-
-Bounds are computed in the net's own precision with rounding to nearest; in float32 the sums of these
-nets err by a few 1e-6 of their terms' size. Casting the net and the images to float64 leaves the margin far above
-the error.
-"""
-
-
-def required_margin(logits: Tensor) -> Tensor:
-    """How large a lower bound must be to count as a proof, (B,), from the clean logits (B, C)."""
-    return ROUNDING_MARGIN * logits.abs().amax(1).clamp(min=1).cpu()
 
 
 @dataclass(frozen=True)
@@ -104,10 +88,9 @@ class Certifier:
         self.input_shape = tuple(input_shape)
         self.methods = tuple(methods)
         self.attack_steps, self.restarts = attack_steps, restarts
-        self.alpha_iterations = alpha_iterations
-        self.batch_size, self.pieces, self.memory = batch_size, pieces, memory
-        self._bounded = bounded_module(self.net, self.input_shape)
-        self._coupled = CoupledBounds(self._bounded)
+        self.alpha_iterations, self.memory = alpha_iterations, memory
+        self.batch_size, self.pieces = batch_size, pieces
+        self._bounder = Bounder(self.net, self.input_shape, alpha_iterations, batch_size, memory)
 
     def decide(
         self, x: Tensor, y: Tensor, perturbation: PerturbationSet, generator: torch.Generator | None = None
@@ -126,10 +109,9 @@ class Certifier:
         """
         self._check(x, y)
         progress = Progress(x)
+        needed = self.required_margin(x)
         with torch.no_grad():
-            logits = self.net(x)
-            needed = required_margin(logits)
-            clean_margin = -worst_margin_loss(logits, y)
+            clean_margin = -worst_margin_loss(self.net(x), y)
         for index in (clean_margin <= 0).nonzero().flatten().tolist():
             progress.falsify(index, "clean", float(clean_margin[index]), x[index])
         known: _Known | None = None
@@ -150,7 +132,7 @@ class Certifier:
                         point = result.counterexample
                         progress.falsify(index, step, self._margin(point[None], y[one]), point)
             else:
-                bounds, layers = self._bound(x[left], y[left], some, step, known.of(left) if known else None)
+                bounds, layers = self._bounder.bound(x[left], y[left], some, step, known.of(left) if known else None)
                 known = _Known(left, layers) if layers else known
                 for index, bound in zip(left.tolist(), bounds.tolist(), strict=True):
                     progress.bound(index, step, bound, bound > float(needed[index]))
@@ -172,7 +154,7 @@ class Certifier:
                 f"x must be (B, {', '.join(map(str, self.input_shape))}) and y (B,), "
                 f"got {tuple(x.shape)} and {tuple(y.shape)}"
             )
-        classes = int(self._bounded.final_shape[-1])
+        classes = self._bounder.classes
         if classes < 2 or bool((y < 0).any() or (y >= classes).any()):
             raise SpecError(f"labels lie in {int(y.min())} .. {int(y.max())}, but the net has {classes} classes")
 
@@ -207,7 +189,7 @@ class Certifier:
         self._check(x, y)
         if x.shape[0] != 1 or not perturbation.split_methods:
             raise SpecError(f"splitting takes one image and a set with pieces, got {tuple(x.shape)}, {perturbation!r}")
-        needed = float(self._needed(x))
+        needed = float(self.required_margin(x))
         starts = generator or torch.Generator(x.device).manual_seed(0)
 
         def attack(x: Tensor, y: Tensor, pieces: PerturbationSet) -> Tensor | None:
@@ -219,7 +201,7 @@ class Certifier:
     def proved(self, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> Tensor:
         """Which images bounds and splitting prove, without any attack; (B,) bool."""
         self._check(x, y)
-        needed = self._needed(x)
+        needed = self.required_margin(x)
         done = torch.zeros(x.shape[0], dtype=torch.bool)
         for method in self._stages(perturbation):
             left = (~done).nonzero().flatten()
@@ -232,79 +214,15 @@ class Certifier:
                 done[left] = self.lower_bound(x[left], y[left], perturbation.select(x, left), method) > needed[left]
         return done
 
+    def required_margin(self, x: Tensor) -> Tensor:
+        """How large a lower bound must be to count as a proof for the clean images ``x``, (B,)."""
+        return self._bounder.required_margin(x)
+
     def lower_bound(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> Tensor:
         """Lower bound of the smallest margin of each image, (B,), by one of :data:`BOUND_METHODS`."""
-        return self._bound(x, y, perturbation, method, None)[0]
-
-    def _bound(
-        self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str, known: LayerBounds | None
-    ) -> tuple[Tensor, LayerBounds | None]:
-        """:meth:`lower_bound` from what is ``known``, and the bounds of layers that later methods can start from."""
-        bounds, layers = [], []
-        for piece in torch.arange(x.shape[0]).split(self._batch(method)):
-            some, given = perturbation.select(x, piece), known.select(piece) if known else None
-            if method == "alpha-CROWN":
-                bounds.append(self._alpha(x[piece], y[piece], some, given))
-                continue
-            if method == "coupled":
-                with frozen(self.net):
-                    found = self._coupled.bounds(x[piece], y[piece], some, self._needed(x[piece]), given)
-            elif method == "CROWN":
-                found = crown_bounds(self._bounded, x[piece], y[piece], some)
-            else:
-                with torch.no_grad():
-                    found = LayerBounds(lower_margins(self._bounded, x[piece], y[piece], some, method), {})
-            bounds.append(found.margins.amin(1).cpu())
-            layers.append(found)
-        return torch.cat(bounds), LayerBounds.join(layers) if layers and layers[0].boxes else None
-
-    def _alpha(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, known: LayerBounds | None) -> Tensor:
-        """alpha-CROWN, (B,): first, where boxes are known, of the margins alone; then of what is left in full.
-
-        Boxes that coupling made are better than alpha-CROWN's own, so they stay.
-        """
-
-        def bound(index: Tensor, boxes: dict[str, Box] | None) -> Tensor:
-            some = perturbation.select(x, index)
-            try:
-                margins = self._optimised_margins(x[index], y[index], some, boxes, sparse=True)
-            except (
-                AssertionError
-            ):  # 0.3: rounding moved a neuron between stable and unstable since the alphas were made
-                margins = self._optimised_margins(x[index], y[index], some, boxes, sparse=False)
-            return margins.detach().amin(1).cpu()
-
-        everything = torch.arange(len(x))
-        if known is None:
-            return bound(everything, None)
-        bounds = bound(everything, known.boxes)
-        left = (~(bounds > self._needed(x))).nonzero().flatten()
-        if left.numel() and not ("coupled" in self.methods and perturbation.shared_budget):
-            bounds[left] = torch.fmax(bounds[left], bound(left, None))
-        return bounds
-
-    def _optimised_margins(
-        self, x: Tensor, y: Tensor, perturbation: PerturbationSet, boxes: dict[str, Box] | None, sparse: bool
-    ) -> Tensor:
-        """alpha-CROWN's margins; ``sparse``: slopes for unstable neurons only, several times faster."""
-        options = {
-            "optimize_bound_args": {"iteration": self.alpha_iterations, "enable_beta_crown": False},
-            "sparse_spec_alpha": sparse,
-        }
-        bounded = bounded_module(self.net, self.input_shape, options)  # a fresh one: 0.3 carries alphas over
-        return lower_margins(bounded, x, y, perturbation, "alpha-CROWN", boxes=boxes)
+        return self._bounder.bound(x, y, perturbation, method)[0]
 
     def _margin(self, point: Tensor, y: Tensor) -> float:
         """z_y - max over j != y of z_j at one ``point`` (1, *input_shape)."""
         with torch.no_grad():
             return -float(worst_margin_loss(self.net(point), y))
-
-    def _needed(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return required_margin(self.net(x))
-
-    def _batch(self, method: str) -> int:
-        """How many images ``method`` may bound at a time."""
-        itemsize = next(self.net.parameters()).element_size()
-        needed = bytes_per_image(self._bounded, method, itemsize)
-        return max(1, min(self.batch_size, int(self.memory * 2**30) // max(1, needed)))
