@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from bench_sets import trained
-from ledger import record
+from ledger import record_rows
 
 from cure_plugin.certification import certify_dataset, summarize
 from cure_plugin.datasets import load_data
@@ -104,12 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows.append(measure(case, data, options.data, options.out))
         print(shown(rows[-1]), flush=True)
     if options.record:
-        record(
-            "certify-splitting",
-            "python benchmarks/bench_splitting.py",
-            0,
-            {"threads": torch.get_num_threads(), "rows": rows},
-        )
+        figures = {"threads": torch.get_num_threads(), "rows": rows}
+        record_rows("certify-splitting", "python benchmarks/bench_splitting.py", figures, ("data", "text"))
     return 0
 
 

@@ -12,6 +12,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,21 @@ def record(name: str, command: str, seed: int, figures: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(entry, indent=1) + "\n")
     return path
+
+
+def record_rows(name: str, command: str, figures: dict[str, Any], key: Sequence[str]) -> Path:
+    """:func:`record` where ``figures["rows"]`` are some of the rows: the others, told apart by ``key``, stay.
+
+    Every row carries the commit that it was measured at.
+    """
+    path = RESULTS / f"{name}.json"
+    known: list[dict[str, Any]] = []
+    if path.exists():
+        entry = json.loads(path.read_text())
+        known = [{"commit": entry["commit"], **row} for row in entry["figures"]["rows"]]
+    rows = [*known, *({**row, "commit": commit()} for row in figures["rows"])]
+    merged = {tuple(row[part] for part in key): row for row in rows}
+    return record(name, command, 0, {**figures, "rows": list(merged.values())})
 
 
 def demo_table() -> str:

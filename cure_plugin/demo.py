@@ -36,7 +36,7 @@ SETS = ("linf=0.1", "l2=0.5", "l1=1.0")
 
 CERTIFICATION_METHODS = ("IBP", "CROWN-IBP", "CROWN")
 CURVE_METHODS = CERTIFICATION_METHODS
-CURVE_FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+CURVE_FACTORS = tuple(step / 8 for step in range(13))
 EXPORTED_PER_STATUS = 4
 MARABOU_TIMEOUT = 60
 
@@ -103,6 +103,7 @@ def run_demo(folder: Path, say: Say, images: int = 200, progress: bool = True) -
         curves,
         _examples(methods["cure"], test),
         notes,
+        records={name: method.records for name, method in methods.items()},
     )
     say(f"report: {folder / 'report.html'} ({summary['seconds']:.0f} s)")
     return summary
