@@ -37,10 +37,14 @@ def commit() -> str:
     return revision.stdout.strip() + ("+changes" if dirty else "")
 
 
+COMMIT = commit()
+"""When the script started: long runs end at a later one."""
+
+
 def record(name: str, command: str, seed: int, figures: dict[str, Any]) -> Path:
     """Write one result file and return its path."""
     RESULTS.mkdir(exist_ok=True)
-    entry = {"commit": commit(), "seed": seed, "hardware": hardware(), "command": command, "figures": figures}
+    entry = {"commit": COMMIT, "seed": seed, "hardware": hardware(), "command": command, "figures": figures}
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(entry, indent=1) + "\n")
     return path
@@ -56,7 +60,7 @@ def record_rows(name: str, command: str, figures: dict[str, Any], key: Sequence[
     if path.exists():
         entry = json.loads(path.read_text())
         known = [{"commit": entry["commit"], **row} for row in entry["figures"]["rows"]]
-    rows = [*known, *({**row, "commit": commit()} for row in figures["rows"])]
+    rows = [*known, *({**row, "commit": COMMIT} for row in figures["rows"])]
     merged = {tuple(row[part] for part in key): row for row in rows}
     return record(name, command, 0, {**figures, "rows": list(merged.values())})
 
