@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from cure_plugin.datasets import load_data
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import bench_certify
 import bench_sets
+import bench_splitting
+import ledger
 
 
 @pytest.mark.parametrize("angle", bench_sets.ANGLES)
@@ -40,3 +44,38 @@ def test_comparison_counts_the_images_that_are_left() -> None:
     row = bench_sets.compare(certifier, test, "R(2)", lambda: bench_sets.PerturbationGeometric.parse("R(2)"), by_boxes)
     assert row["attacked"] + row["splitting"]["proved"] <= 8
     assert row["splitting"]["pieces_per_image"] > 0 and row["other"]["proved"] <= 8 - row["attacked"]
+
+
+def test_the_plain_loop_starts_with_what_the_cascade_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_certify, "ALPHA_ITERATIONS", 1)
+    data = load_data("mnist-slice", False).first(6)
+    _, net = bench_certify.load_net(bench_certify.FIXTURES / "ball.pt")
+    ours = bench_certify.cascade(net.eval(), data, "l2=0.5", ("IBP", "CROWN", "coupled"))
+    assert set(ours["proved"]).isdisjoint(ours["undecided"]) and ours["proved"]
+    whole = bench_certify.plain_loop(net, data, "l2=0.5", range(6))
+    assert whole["unreached"] == 0 and set(whole["proved"]) <= set(ours["proved"])
+    stopped = bench_certify.plain_loop(net, data, "l2=0.5", [5, 4, 3, 2, 1, 0], limit=0.0)
+    assert stopped["crown"] == whole["crown"] and len(stopped["proved"]) == stopped["crown"]
+    assert stopped["unreached"] == 6 - stopped["crown"]
+
+
+def test_rows_measured_apart_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "RESULTS", tmp_path)
+    ledger.record_rows("r", "command", {"rows": [{"set": "a", "n": 1}, {"set": "b", "n": 2}]}, ("set",))
+    monkeypatch.setattr(ledger, "COMMIT", "later")
+    path = ledger.record_rows("r", "command", {"rows": [{"set": "b", "n": 3}]}, ("set",))
+    rows = json.loads(path.read_text())["figures"]["rows"]
+    assert [(row["set"], row["n"], row["commit"] == "later") for row in rows] == [("a", 1, False), ("b", 3, True)]
+
+
+def test_splitting_is_measured_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = bench_sets.Certifier(
+        bench_certify.load_net(bench_certify.FIXTURES / "ball.pt")[1], (1, 28, 28), attack_steps=5
+    )
+    monkeypatch.setattr(bench_splitting, "trained", lambda *_: net)
+    monkeypatch.setattr(bench_splitting, "IMAGES", 3)
+    case = bench_splitting.Case("linf", "mnist", "R(1)", 7)
+    first, again = (bench_splitting.measure(case, "mnist-slice", None, tmp_path) for _ in range(2))
+    assert {**first, "peak_gigabytes": 0} == {**again, "peak_gigabytes": 0}
+    assert first["images"] == 3 and first["certified"] <= first["pgd"] <= 1 and first["cgt_splits"] == 7
+    assert "R(1)" in bench_splitting.shown(first)

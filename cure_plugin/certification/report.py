@@ -70,7 +70,8 @@ def certify_dataset(
         "seed": seed,
     }
     records = _load(path, settings) if path is not None else []
-    records = records[: len(records) // certifier.batch_size * certifier.batch_size]
+    if len(records) < len(data):  # images are decided batch by batch
+        records = records[: len(records) // certifier.batch_size * certifier.batch_size]
     if path is not None:
         lines, times = _lines(records)
         write_text(path, lines)
