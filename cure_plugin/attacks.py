@@ -89,7 +89,7 @@ def pgd_variable(
     if not random_start and variable.shape == x.shape:
         variable = x.clone()
     best_variable, best_value = variable, torch.full((x.shape[0],), -torch.inf, dtype=x.dtype, device=x.device)
-    direction = torch.zeros_like(variable)
+    direction: Tensor | None = None
     with evaluation_mode(model), torch.enable_grad():
         for index in range(steps + 1):
             variable = variable.detach().requires_grad_(index < steps)
@@ -102,10 +102,16 @@ def pgd_variable(
             (gradient,) = torch.autograd.grad(value.sum(), variable)
             if index > 0 and index in decay_steps:
                 step /= 10
-            size = per_image(gradient.abs().flatten(1).mean(1), gradient).clamp(min=torch.finfo(x.dtype).tiny)
-            direction = momentum * direction + gradient / size
+            direction = gradient if momentum == 0 else _with_momentum(gradient, direction, momentum)
             variable = perturbation.ascend(x, variable.detach(), direction, step)
     return best_variable, best_value
+
+
+def _with_momentum(gradient: Tensor, last: Tensor | None, momentum: float) -> Tensor:
+    """``gradient``, scaled to mean size 1 per sample, plus a share of the ``last`` direction."""
+    size = gradient.abs().flatten(1).mean(1).clamp(min=torch.finfo(gradient.dtype).tiny)
+    scaled = gradient / per_image(size, gradient)
+    return scaled if last is None else momentum * last + scaled
 
 
 def find_counterexample(

@@ -125,6 +125,13 @@ class PerturbationTestCase:
             for _ in range(max(1, self.members // 4)):
                 assert bool(perturbation.contains(x, piece.sample(x), 10 * self.tolerance).all())
 
+    def test_pieces_cover_the_set(self) -> None:
+        x, perturbation = self.images()[:1], self.make()
+        if perturbation.split_methods:
+            pieces = perturbation.partition(x)
+            for points in (perturbation.sample(x) for _ in range(3)):
+                assert any(bool(piece.contains(x, points, 10 * self.tolerance)) for piece in pieces)
+
     def test_small_regions_lie_inside(self) -> None:
         x = self.images()
         for part in self.make().parts():

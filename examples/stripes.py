@@ -13,39 +13,45 @@ from cure_plugin import PerturbationPatch, PerturbationSet, register_perturbatio
 from cure_plugin.sets.rows import Rows
 
 
-class PerturbationStripe(PerturbationPatch):
+class PerturbationStripe(PerturbationSet):
     """All images that differ from x in ``thickness`` neighbouring rows only: a patch as wide as the image."""
 
+    split_methods = PerturbationPatch.split_methods
+
     def __init__(self, thickness: int) -> None:
-        super().__init__(thickness, 1)
+        super().__init__()
+        self.thickness = thickness
         self.name = f"stripe{thickness}"
 
-    def _widened(self, x: Tensor) -> PerturbationPatch:
-        return PerturbationPatch(self.height, x.shape[3])
+    def _patch(self, x: Tensor) -> PerturbationPatch:
+        return PerturbationPatch(self.thickness, x.shape[3])
 
     def deviation(self, x: Tensor, rows: Rows) -> Tensor:
-        return self._widened(x).deviation(x, rows)
+        return self._patch(x).deviation(x, rows)
 
     def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._widened(x).box(x)
+        return self._patch(x).box(x)
 
     def project(self, x: Tensor, point: Tensor) -> Tensor:
-        return self._widened(x).project(x, point)
+        return self._patch(x).project(x, point)
 
     def random_start(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return self._widened(x).random_start(x, generator)
+        return self._patch(x).random_start(x, generator)
 
     def ascend(self, x: Tensor, variable: Tensor, gradient: Tensor, step: float) -> Tensor:
-        return self._widened(x).ascend(x, variable, gradient, step)
+        return self._patch(x).ascend(x, variable, gradient, step)
+
+    def partition(self, x: Tensor) -> tuple[PerturbationSet, ...]:
+        return self._patch(x).partition(x)
 
     def scaled(self, factor: float) -> PerturbationStripe:
-        return PerturbationStripe(max(1, -int(-self.height * factor // 1)))
+        return PerturbationStripe(max(1, -int(-self.thickness * factor // 1)))
 
     def small_region(self, x: Tensor, variable: Tensor, ratio: float) -> tuple[Tensor, PerturbationSet]:
-        return self._widened(x).small_region(x, variable, ratio)
+        return self._patch(x).small_region(x, variable, ratio)
 
     def __repr__(self) -> str:
-        return f"PerturbationStripe({self.height})"
+        return f"PerturbationStripe({self.thickness})"
 
 
 @register_perturbation("stripe", "thickness in rows, free in [0, 1], e.g. 1")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cure_plugin import PerturbationLpBall, PerturbationUnion
+from cure_plugin import PerturbationLpBall, PerturbationPatch, PerturbationSet, PerturbationUnion
 from cure_plugin.attacks import find_counterexample, pgd_variable, worst_margin_loss
 from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.bounds.margins import LayerBounds, crown_bounds
@@ -74,6 +74,42 @@ def test_covering_minds_domains_radii_per_sample_and_unions() -> None:
     union = PerturbationUnion([ball(2, 1.0), ball(1, 3.0)])
     assert union.covers(ball(1, 2.0)) and union.covers(PerturbationUnion([ball(1, 3.0), ball(1, 1.0)]))
     assert not union.covers(ball(2, 1.5)) and not ball(1, 3.0).covers(union)
+
+
+def test_subclasses_answer_for_themselves_only() -> None:
+    """A subclass may be another set: it inherits neither inclusions nor pieces."""
+
+    class Stripe(PerturbationPatch):
+        def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return PerturbationPatch(self.height, x.shape[3]).box(x)
+
+    class WithPieces(Stripe):
+        def partition(self, x: Tensor) -> tuple[PerturbationSet, ...]:
+            return PerturbationPatch(self.height, x.shape[3]).partition(x)
+
+        split_methods = PerturbationPatch.split_methods
+
+    patch = PerturbationPatch(3, 3)
+    assert not patch.covers(Stripe(1, 1)) and not Stripe(3, 3).covers(patch) and not Stripe(3, 3).covers(Stripe(1, 1))
+    assert patch.split_methods and WithPieces(1, 1).split_methods and not Stripe(1, 1).split_methods
+
+
+def test_splitting_reports_points_of_the_set_only() -> None:
+    """A misclassified clean image is no counterexample of a set that does not hold it."""
+    x = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()
+    perturbation = set_spec("R(20,30)").build()
+    with torch.no_grad():
+        turned = perturbation.decode(x, torch.tensor([[25.0]])).flatten()
+        for parameter in net.parameters():
+            parameter.zero_()
+        net[1].weight[0] = turned - x.flatten()
+        net[1].bias[0] = -float((turned - x.flatten()) @ (turned + x.flatten())) / 2
+    certifier = Certifier(net, SHAPE, ("CROWN", "splitting"), pieces=64)
+    with torch.no_grad():
+        assert int(net(x).argmax(1)) == 1
+    result = certifier.split(x, torch.tensor([0]), perturbation)
+    assert result.counterexample is None or bool(perturbation.contains(x, result.counterexample[None], 1e-3).all())
 
 
 def test_proofs_go_down_and_counterexamples_up() -> None:
@@ -156,8 +192,9 @@ def test_batches_follow_memory_and_change_no_verdict() -> None:
         for name in one["sets"]:
             assert one["sets"][name]["status"] == other["sets"][name]["status"]
             assert one["sets"][name]["margin"] == pytest.approx(other["sets"][name]["margin"], abs=1e-4)
-    with pytest.raises(SpecError, match=r"memory must be above 0 GiB, got 0"):
-        Certifier(net, SHAPE, memory=0)
+    for memory in (0, float("inf"), float("nan")):
+        with pytest.raises(SpecError, match=r"memory must be a finite number of GiB above 0, got"):
+            Certifier(net, SHAPE, memory=memory)
 
 
 def test_memory_grows_with_the_net_and_precision() -> None:
@@ -198,6 +235,54 @@ def test_memory_stays_within_the_estimate(method: str) -> None:
         used[count], estimate = int(output[-2]), int(output[-1])
     per_image = (used[12] - used[4]) / 8
     assert 0.2 * estimate < per_image < 1.1 * estimate
+
+
+class Blocks(nn.Module):
+    """``count`` residual blocks of two branches each."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Conv2d(1, 1, 3, padding=1) for _ in range(count))
+        self.last = nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + torch.relu(block(x))
+        return self.last(x.flatten(1))
+
+
+def test_memory_of_deep_residual_and_grouped_nets() -> None:
+    deep = bounded_module(Blocks(24).eval(), SHAPE)
+    assert bytes_per_image(deep, "alpha-CROWN", 4) > bytes_per_image(deep, "CROWN", 4) > 0
+    twins = [
+        nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=groups), nn.ReLU(), nn.Flatten())
+        for groups in (1, 4)
+    ]
+    plain, grouped = (bounded_module(nn.Sequential(*twin, nn.Linear(128, 3)).eval(), SHAPE) for twin in twins)
+    assert bytes_per_image(grouped, "CROWN", 4) > 2 * bytes_per_image(plain, "CROWN", 4)  # rows over everything
+
+
+def test_curves_of_sets_that_cannot_grow() -> None:
+    net = small_net()
+    data = as_data(*labelled(net, 3))
+    certifier = Certifier(net, SHAPE, ("IBP", "CROWN"))
+    curves = certified_curves(certifier, data, [set_spec("patch=6x6"), set_spec("Sc(60)")], (0.0, 1.0, 2.0))
+    assert all(shares[2] == 0 for shares in curves.values())
+
+
+def test_alpha_crown_leaves_no_gradients_on_the_users_parameters() -> None:
+    net = small_net()
+    x, y = labelled(net, 2)
+    Certifier(net, SHAPE, alpha_iterations=2).lower_bound(x, y, PerturbationLpBall(2, 0.1), "alpha-CROWN")
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_geometric_bounds_follow_the_images_of_a_view() -> None:
+    x = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    perturbation = set_spec("R(10)").build()
+    perturbation.box(x)
+    low, _ = perturbation.box(x[:1].expand(4, -1, -1, -1))
+    assert torch.equal(low[0], low[3])
 
 
 def test_bisection_finds_what_trying_every_factor_does() -> None:

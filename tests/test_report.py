@@ -17,7 +17,7 @@ from cure_plugin.certification.compare import compare_files, compare_records, mc
 from cure_plugin.cli import main
 from cure_plugin.errors import DataError, MissingDependencyError, SpecError
 from cure_plugin.report import image_table, summary_markdown, text_table, write_report
-from cure_plugin.report.plots import load_pyplot
+from cure_plugin.report.plots import load_pyplot, margin_plot
 from cure_plugin.report.table import Table
 
 Record = dict[str, Any]
@@ -243,3 +243,10 @@ def test_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'cure-plugin\[plot\]'"):
         load_pyplot()
+
+
+@pytest.mark.parametrize("margin", [0.0, 1e300, -1e308, 2.5])
+def test_margins_of_any_size_are_drawn(margin: float) -> None:
+    (one,) = records(linf="p")
+    one["sets"]["linf"]["margin"] = margin
+    assert margin_plot([one]).startswith("data:image/png")

@@ -38,6 +38,7 @@ class Bounder:
         self.alpha_iterations, self.batch_size, self.memory = alpha_iterations, batch_size, memory
         self._bounded = bounded_module(net, input_shape)
         self._coupled = CoupledBounds(self._bounded)
+        self._needed_bytes: dict[str, int] = {}
 
     @property
     def classes(self) -> int:
@@ -51,9 +52,10 @@ class Bounder:
 
     def batch(self, method: str) -> int:
         """How many images ``method`` bounds at a time."""
-        itemsize = next(self.net.parameters()).element_size()
-        needed = bytes_per_image(self._bounded, method, itemsize)
-        return max(1, min(self.batch_size, int(self.memory * 2**30) // max(1, needed)))
+        if method not in self._needed_bytes:
+            itemsize = next(self.net.parameters()).element_size()
+            self._needed_bytes[method] = bytes_per_image(self._bounded, method, itemsize)
+        return max(1, min(self.batch_size, int(self.memory * 2**30) // max(1, self._needed_bytes[method])))
 
     def bound(
         self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str, known: LayerBounds | None = None
@@ -108,10 +110,12 @@ class Bounder:
                 "sparse_spec_alpha": sparse,  # slopes for unstable neurons only: several times faster
             }
             bounded = bounded_module(self.net, self.input_shape, options)  # a fresh one: 0.3 carries alphas over
+            bounded.eval()  # else the net's parameters would get gradients
             return lower_margins(bounded, x, y, perturbation, "alpha-CROWN", boxes=boxes)
 
-        try:
-            found = margins(sparse=True)
-        except AssertionError:  # 0.3, where rounding changes which neurons are unstable from pass to pass
-            found = margins(sparse=False)
+        with frozen(self.net):
+            try:
+                found = margins(sparse=True)
+            except AssertionError:  # 0.3, where rounding changes which neurons are unstable from pass to pass
+                found = margins(sparse=False)
         return found.detach().amin(1).cpu()

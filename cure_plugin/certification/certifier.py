@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cure_plugin.attacks import find_counterexample, worst_margin_loss
+from cure_plugin.attacks import find_counterexample, pgd, worst_margin_loss
 from cure_plugin.bounds.margins import LayerBounds
 from cure_plugin.certification.bounder import Bounder
 from cure_plugin.certification.splitting import SplitResult, prove_by_splitting
@@ -82,8 +83,8 @@ class Certifier:
         ):
             if value < 1:
                 raise SpecError(f"{name} must be at least 1, got {value!r}")
-        if not memory > 0:
-            raise SpecError(f"memory must be above 0 GiB, got {memory!r}")
+        if not 0 < memory < math.inf:
+            raise SpecError(f"memory must be a finite number of GiB above 0, got {memory!r}")
         self.net = net.eval()
         self.input_shape = tuple(input_shape)
         self.methods = tuple(methods)
@@ -193,8 +194,10 @@ class Certifier:
         starts = generator or torch.Generator(x.device).manual_seed(0)
 
         def attack(x: Tensor, y: Tensor, pieces: PerturbationSet) -> Tensor | None:
-            found, points = find_counterexample(self.net, x, y, pieces, _PIECE_ATTACK_STEPS, 1, starts)
-            return points[found][0] if bool(found.any()) else None
+            points = pgd(self.net, x, y, pieces, _PIECE_ATTACK_STEPS, worst_margin_loss, True, starts)
+            with torch.no_grad():
+                loss, worst = worst_margin_loss(self.net(points), y).max(0)
+            return points[worst] if loss >= 0 else None
 
         return prove_by_splitting(self.lower_bound, attack, x, y, perturbation, needed, self.pieces, self.batch_size)
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from cure_plugin.certification.certifier import Certifier
 from cure_plugin.certification.report import set_names
 from cure_plugin.datasets import ImageData
+from cure_plugin.errors import SpecError
 from cure_plugin.sets import SetSpec
 
 
@@ -56,8 +57,18 @@ def _largest(
         middle = (low + high + 1) // 2
         for number in middle[low < high].unique().tolist():
             chosen = ((middle == number) & (low < high)).nonzero().flatten()
-            proved = certifier.proved(x[chosen], y[chosen], spec.build().scaled(factors[number - 1]))
+            proved = _proved(certifier, x[chosen], y[chosen], spec, factors[number - 1])
             low[chosen] = torch.where(proved, number, low[chosen])
             high[chosen] = torch.where(proved, high[chosen], number - 1)
         step()
     return low
+
+
+def _proved(certifier: Certifier, x: Tensor, y: Tensor, spec: SetSpec, factor: float) -> Tensor:
+    """Which images are certified, (B,) bool; none for an enlarged set that does not exist (patch beyond the image)."""
+    try:
+        return certifier.proved(x, y, spec.build().scaled(factor))
+    except SpecError:
+        if factor <= 1:
+            raise
+        return torch.zeros(len(x), dtype=torch.bool)

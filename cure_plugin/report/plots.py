@@ -13,6 +13,9 @@ from torch import Tensor
 from cure_plugin.errors import MissingDependencyError
 
 _PANELS_PER_ROW = 4
+_LARGEST = 1e30
+"""Margins beyond it are drawn there."""
+
 _COLOURS = {"proved": "#2a9d5c", "undecided": "#b0b0b0", "falsified": "#c8503c"}
 
 
@@ -69,10 +72,12 @@ def margin_plot(records: Sequence[dict[str, Any]]) -> str:
             if verdict["margin"] is not None:
                 margins[verdict["status"]].append(verdict["margin"])
         together = np.concatenate([np.array(values) for values in margins.values()])
+        together = together.clip(-_LARGEST, _LARGEST)
         low, high = np.percentile(together, [1, 99]) if together.size else (0.0, 1.0)
+        wide = max(high - low, 1e-6 * max(abs(low), abs(high)), 1e-6)  # else 30 bins would have no width
         axis.hist(
             [np.clip(values, low, high) for values in margins.values()],
-            bins=np.histogram_bin_edges(together.clip(low, high), bins=30),
+            bins=np.linspace(low, low + wide, 31),
             stacked=True,
             color=list(_COLOURS.values()),
             label=list(margins),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from auto_LiRPA.linear_bound import LinearBound
@@ -21,6 +21,9 @@ from torch import Tensor
 
 from cure_plugin.errors import SpecError
 from cure_plugin.sets.rows import Rows, dot, rows_of_matrix, rows_of_patches
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DOMAIN_TOLERANCE = 1e-6
 """How far a clean pixel may lie outside the domain (rounding of the data) before it is refused."""
@@ -50,6 +53,11 @@ class PerturbationSet(PerturbationLpNorm, ABC):
 
     def __init__(self) -> None:
         super().__init__(eps=0.0, norm=math.inf)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "partition" not in vars(cls) and "split_methods" not in vars(cls):
+            cls.split_methods = ()  # the pieces of a parent class need not cover a set that refines it
 
     # -- what a set defines --------------------------------------------------------------------
 
@@ -129,10 +137,15 @@ class PerturbationSet(PerturbationLpNorm, ABC):
 
     def covers(self, other: PerturbationSet) -> bool:
         """Whether ``other`` is known to lie in this set around every image: its certificates are then implied."""
-        return all(any(own.covers_part(part) for own in self.parts()) for part in other.parts())
 
-    def covers_part(self, other: PerturbationSet) -> bool:
-        """:meth:`covers` for single sets; False (unknown) unless overridden."""
+        def known(own: PerturbationSet, part: PerturbationSet) -> bool:
+            # a subclass may be another set altogether: it answers only for itself
+            return type(own) is type(part) and "covers_part" in vars(type(own)) and own.covers_part(part)
+
+        return all(any(known(own, part) for own in self.parts()) for part in other.parts())
+
+    def covers_part(self, other: Self) -> bool:
+        """:meth:`covers` for a set of exactly this class; False (unknown) unless the class overrides it."""
         return False
 
     def radii(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from cure_plugin.errors import SpecError
 from cure_plugin.sets.base import PerturbationSet, check_batch
 from cure_plugin.sets.geometry import interval_hull, linear_planes, parameter_names, parse_transformation, transform
 from cure_plugin.sets.rows import Rows, dot
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _HULL_PIECES = {0: 1, 1: 4, 2: 2}
 _PLANE_PIECES = {0: 1, 1: 20, 2: 6}
@@ -104,7 +107,7 @@ class PerturbationGeometric(PerturbationSet):
 
     def _relaxed(self, x: Tensor) -> tuple[Tensor, ...]:
         """Hull (low, high) and planes (slopes and offsets) around ``x``, kept for the last images asked for."""
-        key = (x.data_ptr(), tuple(x.shape), x._version, x.dtype, x.device)
+        key = (x.data_ptr(), tuple(x.shape), x.stride(), x._version, x.dtype, x.device)
         if self._cache is None or self._cache[0] != key:
             # float64 ends: rounded to float32 they could lie inside the range that was asked for
             lower, upper = self._ranges(x.double())
@@ -217,10 +220,8 @@ class PerturbationGeometric(PerturbationSet):
         other.name = self.name
         return other
 
-    def covers_part(self, other: PerturbationSet) -> bool:
-        if not isinstance(other, PerturbationGeometric) or other.names != self.names:
-            return False
-        if self.lower.ndim != 1 or other.lower.ndim != 1:
+    def covers_part(self, other: Self) -> bool:
+        if other.names != self.names or self.lower.ndim != 1 or other.lower.ndim != 1:
             return False
         return bool((self.lower <= other.lower).all() and (other.upper <= self.upper).all())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from cure_plugin.errors import SpecError
 from cure_plugin.sets.base import Domain, PerturbationSet, check_domain, per_image, shown_domain
 from cure_plugin.sets.linear_minimum import box_minimum, in_chunks, l1_box_minimum, l2_box_minimum
 from cure_plugin.sets.rows import Rows
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _L1_STEP_SHARE = 0.05
 """Share of coordinates that one l1 attack step moves (sparse steps: Tramer and Boneh 2019)."""
@@ -105,9 +109,9 @@ class PerturbationLpBall(PerturbationSet):
             l1 = torch.minimum(l1, self._radius(x))
         return (l1, l2) if self.p == math.inf else (l1, torch.minimum(l2, self._radius(x)))
 
-    def covers_part(self, other: PerturbationSet) -> bool:
+    def covers_part(self, other: Self) -> bool:
         """Of equal radius, the l1 ball lies in the l2 ball, and that in the linf ball."""
-        if not isinstance(other, PerturbationLpBall) or other.p > self.p:
+        if other.p > self.p:
             return False
         ends = [*(self.domain or ()), *(other.domain or ()), self.eps, other.eps]
         if any(isinstance(end, Tensor) for end in ends):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from cure_plugin.sets.base import PerturbationSet, check_batch, check_domain
 from cure_plugin.sets.lp import PerturbationLpBall
 from cure_plugin.sets.rows import Rows
 from cure_plugin.sets.windows import crop, pixel_gain, smallest_overlap_sum, smallest_square_sum
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _PARTITION_SIDE = 3
 """Positions per side of the blocks that branch and bound starts from."""
@@ -184,10 +188,10 @@ class PerturbationPatch(PerturbationSet):
         height, width = (max(1, -int(-side * factor // 1)) for side in (self.height, self.width))
         return PerturbationPatch(height, width, self.block, self.domain)
 
-    def covers_part(self, other: PerturbationSet) -> bool:
-        if not isinstance(other, PerturbationPatch) or other.domain != self.domain:
+    def covers_part(self, other: Self) -> bool:
+        if other.domain != self.domain or self.block is not None or other.block is not None:
             return False
-        return self.block is other.block is None and other.height <= self.height and other.width <= self.width
+        return other.height <= self.height and other.width <= self.width
 
     def split(self, x: Tensor) -> tuple[PerturbationSet, ...]:
         """The block halved across its longer side; empty for a single position.
@@ -316,8 +320,8 @@ class PerturbationL0(PerturbationSet):
         gain = (gradient * (end - x)).sum(1)
         return torch.where(self._keep(x, gain), end, x)
 
-    def covers_part(self, other: PerturbationSet) -> bool:
-        return isinstance(other, PerturbationL0) and other.domain == self.domain and other.pixels <= self.pixels
+    def covers_part(self, other: Self) -> bool:
+        return other.domain == self.domain and other.pixels <= self.pixels
 
     def scaled(self, factor: float) -> PerturbationL0:
         return PerturbationL0(max(0, -int(-self.pixels * factor // 1)), self.domain)
