@@ -30,9 +30,9 @@ bench-sets: $(READY)
 
 # Certified counts and times beside plain auto_LiRPA loops, and sets that need splitting; writes benchmarks/results.
 bench-certify: $(READY)
-	$(BIN)/python benchmarks/bench_certify.py coupled $(if $(DATA),--data $(DATA))
-	$(BIN)/python benchmarks/bench_certify.py loop $(if $(DATA),--data $(DATA))
-	$(BIN)/python benchmarks/bench_splitting.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/bench_certify.py coupled --record $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/bench_certify.py loop --record $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/bench_splitting.py --record $(if $(DATA),--data $(DATA))
 
 lint: $(READY)
 	$(BIN)/ruff check .
