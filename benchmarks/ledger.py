@@ -154,7 +154,7 @@ def loop_table() -> str:
         ours, plain = row["cascade"], row["plain"]
         count = str(len(plain["proved"]))
         if plain["unreached"]:
-            count += f" when stopped ({plain['unreached']} to go, all of them proved by the cascade)"
+            count += f" when stopped ({plain['unreached']} to go, all settled by the cascade)"
         lines.append(
             f"| {row['set']} | {len(ours['proved'])}, {ours['seconds']:.0f} | {count}, {plain['seconds']:.0f} | "
             f"{plain['seconds'] / ours['seconds']:.1f} | {ours['not_broken']} |"
@@ -162,7 +162,7 @@ def loop_table() -> str:
     lines += [
         "",
         f"{rows[0]['images']} test images, net ball; {shown_origin(entry)}; "
-        f"the process took at most {max(row['peak_gigabytes'] for row in rows):.1f} GiB.",
+        f"the cascades took at most {max(row['peak_gigabytes'] for row in rows):.1f} GiB.",
     ]
     return "\n".join(lines)
 
@@ -191,7 +191,8 @@ def shown_origin(entry: dict[str, Any]) -> str:
     """Where and how a result was measured."""
     threads = entry["figures"]["threads"]
     cores = f"{threads} thread{'s' if threads > 1 else ''}, {entry['hardware']['cpu']}"
-    return f"{cores}, commit {entry['commit']}, `{entry['command']}`"
+    commits = dict.fromkeys(row.get("commit", entry["commit"]) for row in entry["figures"]["rows"])
+    return f"{cores}, commit {', '.join(commits)}, `{entry['command']}`"
 
 
 TABLES = {
