@@ -132,12 +132,8 @@ def certify_table() -> str:
             f"{100 * plain['crown'] / total:.1f} | "
             f"{100 * plain['alpha'] / plain['alpha_images']:.1f} (of {plain['alpha_images']} images) |"
         )
-    hardware_text = f"{entry['hardware']['cores']} cores, {entry['hardware']['cpu']}"
     images = entry["figures"]["rows"][0]["images"]
-    lines += [
-        "",
-        f"Percent of {images} test images; {hardware_text}, commit {entry['commit']}, `{entry['command']}`. paper:",
-    ]
+    lines += ["", f"Percent of {images} test images; {shown_origin(entry)}. paper:"]
     lines.append("trained on a tiny region around the l2 attack; ball: on a small l2 ball (`benchmarks/recipes`).")
     return "\n".join(lines)
 

@@ -111,8 +111,7 @@ class Certifier:
         self._check(x, y)
         progress = Progress(x)
         needed = self.required_margin(x)
-        with torch.no_grad():
-            clean_margin = -worst_margin_loss(self.net(x), y)
+        clean_margin = self._margins(x, y)
         for index in (clean_margin <= 0).nonzero().flatten().tolist():
             progress.falsify(index, "clean", float(clean_margin[index]), x[index])
         known: _Known | None = None
@@ -131,7 +130,7 @@ class Certifier:
                     progress.bound(index, step, result.margin, result.proved, result.pieces)
                     if result.counterexample is not None:
                         point = result.counterexample
-                        progress.falsify(index, step, self._margin(point[None], y[one]), point)
+                        progress.falsify(index, step, float(self._margins(point[None], y[one])), point)
             else:
                 bounds, layers = self._bounder.bound(x[left], y[left], some, step, known.of(left) if known else None)
                 known = _Known(left, layers) if layers else known
@@ -172,9 +171,9 @@ class Certifier:
         found, candidates = find_counterexample(
             self.net, x, y, perturbation, self.attack_steps, self.restarts, generator
         )
+        reached = self._margins(candidates, y)
         for position in found.nonzero().flatten().tolist():
-            margin = self._margin(candidates[position : position + 1], y[position : position + 1])
-            progress.falsify(int(left[position]), "pgd", margin, candidates[position])
+            progress.falsify(int(left[position]), "pgd", float(reached[position]), candidates[position])
 
     def split(
         self, x: Tensor, y: Tensor, perturbation: PerturbationSet, generator: torch.Generator | None = None
@@ -195,9 +194,8 @@ class Certifier:
 
         def attack(x: Tensor, y: Tensor, pieces: PerturbationSet) -> Tensor | None:
             points = pgd(self.net, x, y, pieces, _PIECE_ATTACK_STEPS, worst_margin_loss, True, starts)
-            with torch.no_grad():
-                loss, worst = worst_margin_loss(self.net(points), y).max(0)
-            return points[worst] if loss >= 0 else None
+            margin, worst = self._margins(points, y).min(0)
+            return points[worst] if margin <= 0 else None
 
         return prove_by_splitting(self.lower_bound, attack, x, y, perturbation, needed, self.pieces, self.batch_size)
 
@@ -225,7 +223,7 @@ class Certifier:
         """Lower bound of the smallest margin of each image, (B,), by one of :data:`BOUND_METHODS`."""
         return self._bounder.bound(x, y, perturbation, method)[0]
 
-    def _margin(self, point: Tensor, y: Tensor) -> float:
-        """z_y - max over j != y of z_j at one ``point`` (1, *input_shape)."""
+    def _margins(self, points: Tensor, y: Tensor) -> Tensor:
+        """z_y - max over j != y of z_j at ``points`` (B, *input_shape), (B,)."""
         with torch.no_grad():
-            return -float(worst_margin_loss(self.net(point), y))
+            return -worst_margin_loss(self.net(points), y)
