@@ -43,9 +43,9 @@ COMMIT = commit()
 
 def record(name: str, command: str, seed: int, figures: dict[str, Any]) -> Path:
     """Write one result file and return its path."""
-    RESULTS.mkdir(exist_ok=True)
     entry = {"commit": COMMIT, "seed": seed, "hardware": hardware(), "command": command, "figures": figures}
     path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(entry, indent=1) + "\n")
     return path
 

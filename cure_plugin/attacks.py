@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from cure_plugin.sets.base import per_image
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(logits (B, C), labels (B,)) -> value per sample (B,) that the attack makes large."""
+
+Job = tuple[Tensor, Tensor, PerturbationSet]
+"""(clean inputs (B, *input), labels (B,), the set around them)."""
 
 _MOMENTUM = 0.5
 """Of every second restart in the search for counterexamples."""
@@ -44,7 +47,7 @@ def pgd(
 ) -> Tensor:
     """Projected gradient ascent; returns the best point of the set met, (B, *input).
 
-    A union is attacked member by member; the best of all is kept. See :func:`pgd_variable`.
+    A union is attacked member by member; the best of all is kept. See :func:`pgd_variables`.
     """
     best_point, best_value = x, torch.full((x.shape[0],), -torch.inf, dtype=x.dtype, device=x.device)
     for part in perturbation.parts():
@@ -68,10 +71,6 @@ def pgd_variable(
 ) -> tuple[Tensor, Tensor]:
     """Projected gradient ascent in the set's own attack variable (pixels, or the parameters of a transformation).
 
-    The step shrinks by 10 after half and after 7/8 of the steps (SABR's schedule for 8 steps). Every
-    step is projected onto the set around ``x`` itself, so none can drift away. BatchNorm runs on its
-    running statistics during the attack; the model's mode is restored.
-
     Args:
         model: maps (B, *input) to logits (B, C).
         x: clean inputs (B, *input); y: labels (B,).
@@ -81,30 +80,78 @@ def pgd_variable(
         momentum: share of the last direction kept, of gradients scaled to mean size 1 (Dong et al. 2018).
 
     Returns:
-        (best variable met, its value (B,)).
+        (best variable met, its value (B,)). See :func:`pgd_variables` for the steps.
+    """
+    jobs = [(x, y, perturbation)]
+    return pgd_variables(model, jobs, steps, objective, random_start, generator, momentum)[0]
+
+
+def pgd_variables(
+    model: nn.Module,
+    jobs: Sequence[Job],
+    steps: int = 8,
+    objective: Objective = cross_entropy,
+    random_start: bool = True,
+    generator: torch.Generator | None = None,
+    momentum: float = 0.0,
+    best: bool = True,
+    first_steps: Sequence[float] | None = None,
+) -> list[tuple[Tensor, Tensor]]:
+    """:func:`pgd_variable` on several sets at once: every step is one forward and one backward pass for all of them.
+
+    The step shrinks by 10 after half and after 7/8 of the steps (SABR's schedule for 8 steps). Every
+    step is projected onto the set around ``x`` itself, so none can drift away. Gradients are taken for the
+    attack variables only. BatchNorm runs on its running statistics during the attack; the model's mode is restored.
+
+    Args:
+        jobs: (x, y, perturbation) triples; they may differ in size.
+        best: return the best variables met, at the price of one more forward pass, else the last ones.
+        first_steps: relative size of each job's first step; default: the sets' own ``attack_step``.
+
+    Returns:
+        (variable, its value (B,)) per job; values of the last variables are those before the last step.
     """
     decay_steps = {steps // 2, steps * 7 // 8}
-    step = perturbation.attack_step
-    variable = perturbation.random_start(x, generator)
-    if not random_start and variable.shape == x.shape:
-        variable = x.clone()
-    best_variable, best_value = variable, torch.full((x.shape[0],), -torch.inf, dtype=x.dtype, device=x.device)
-    direction: Tensor | None = None
+    sizes = [len(x) for x, _, _ in jobs]
+    labels = torch.cat([y for _, y, _ in jobs])
+    lengths = list(first_steps) if first_steps is not None else [p.attack_step for _, _, p in jobs]
+    variables = [_start(x, perturbation, random_start, generator) for x, _, perturbation in jobs]
+    kept = [
+        (v, torch.full((n,), -torch.inf, dtype=v.dtype, device=v.device)) for v, n in zip(variables, sizes, strict=True)
+    ]
+    directions: list[Tensor | None] = [None] * len(jobs)
     with evaluation_mode(model), torch.enable_grad():
-        for index in range(steps + 1):
-            variable = variable.detach().requires_grad_(index < steps)
-            value = objective(model(perturbation.decode(x, variable)), y)
-            better = value.detach() > best_value
-            best_value = torch.where(better, value.detach(), best_value)
-            best_variable = torch.where(per_image(better, variable), variable.detach(), best_variable)
+        for index in range(steps + 1 if best else steps):
+            variables = [variable.detach().requires_grad_(index < steps) for variable in variables]
+            images = [p.decode(x, variable) for (x, _, p), variable in zip(jobs, variables, strict=True)]
+            values = objective(model(images[0] if len(jobs) == 1 else torch.cat(images)), labels)
+            kept = [
+                _better(old, (variable.detach(), value.detach())) if best else (variable, value.detach())
+                for old, variable, value in zip(kept, variables, values.split(sizes), strict=True)
+            ]
             if index == steps:
                 break
-            (gradient,) = torch.autograd.grad(value.sum(), variable)
+            gradients = torch.autograd.grad(values.sum(), variables)
             if index > 0 and index in decay_steps:
-                step /= 10
-            direction = gradient if momentum == 0 else _with_momentum(gradient, direction, momentum)
-            variable = perturbation.ascend(x, variable.detach(), direction, step)
-    return best_variable, best_value
+                lengths = [length / 10 for length in lengths]
+            for job, ((x, _, p), variable, gradient) in enumerate(zip(jobs, variables, gradients, strict=True)):
+                direction = gradient if momentum == 0 else _with_momentum(gradient, directions[job], momentum)
+                directions[job] = direction
+                variables[job] = p.ascend(x, variable.detach(), direction, lengths[job])
+    if best:
+        return kept
+    return [(variable, value) for variable, (_, value) in zip(variables, kept, strict=True)]
+
+
+def _start(x: Tensor, perturbation: PerturbationSet, random_start: bool, generator: torch.Generator | None) -> Tensor:
+    variable = perturbation.random_start(x, generator)
+    return x.clone() if not random_start and variable.shape == x.shape else variable
+
+
+def _better(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Per sample, the (variable, value) of the larger value."""
+    better = new[1] > old[1]
+    return torch.where(per_image(better, new[0]), new[0], old[0]), torch.where(better, new[1], old[1])
 
 
 def _with_momentum(gradient: Tensor, last: Tensor | None, momentum: float) -> Tensor:

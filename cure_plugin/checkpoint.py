@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cure_plugin.errors import CheckpointError
 from cure_plugin.files import write_atomically
@@ -54,13 +54,28 @@ def load_state_dict(path: str | Path, spec: NetSpec) -> nn.Sequential:
     Raises:
         CheckpointError: unreadable, no state_dict, or weights that do not fit the net.
     """
+    return _fitted(_load(path), spec, path).eval()
+
+
+def _fitted(weights: Any, spec: NetSpec, path: str | Path) -> nn.Sequential:
     net = build_net(spec)
     try:
-        net.load_state_dict(_load(path))
+        net.load_state_dict(weights)
     except (TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} does not fit net {spec.name!r} for {spec.input_shape}: {reason}") from error
-    return net.eval()
+    return net
+
+
+def load_start(path: str | Path, spec: NetSpec) -> dict[str, Tensor]:
+    """Weights to go on training from: of a checkpoint of ours or a plain ``state_dict``, for the net ``spec`` describes.
+
+    Raises:
+        CheckpointError: unreadable, or weights that do not fit the net.
+    """
+    payload = _load(path)
+    weights = payload["model"] if isinstance(payload, dict) and payload.get("format") == _FORMAT else payload
+    return _fitted(weights, spec, path).state_dict()
 
 
 def load_net(path: str | Path) -> tuple[NetSpec, nn.Sequential]:

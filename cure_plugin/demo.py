@@ -117,7 +117,7 @@ def _train(name: str, recipe_name: str, folder: Path, say: Say, progress: bool) 
     elif trainer.epochs_done:
         say(f"{name}: resuming after epoch {trainer.epochs_done} of {recipe.epochs}")
     else:
-        say(f"{name}: training {recipe.epochs} epochs for {' and '.join(text for text, _ in recipe.sets)}")
+        say(f"{name}: training {recipe.epochs} epochs for {' and '.join(entry.set for entry in recipe.sets)}")
     return trainer.run(progress)
 
 

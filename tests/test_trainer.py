@@ -11,13 +11,13 @@ import torch
 from cure_plugin.checkpoint import load_checkpoint, load_net
 from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import CheckpointError, OutputError, SpecError
-from cure_plugin.training import Recipe, Trainer, load_recipe
+from cure_plugin.training import Recipe, SetRecipe, Trainer, load_recipe
 from cure_plugin.training.recipe import recipe_from_mapping, shipped_recipes
 
 RECIPE = Recipe(
     data="mnist-slice",
     net="cnn_small",
-    sets=(("linf=0.05", 0.4), ("l2=0.2", 1.0)),
+    sets=(SetRecipe("linf=0.05", 0.4), SetRecipe("l2=0.2", 1.0)),
     epochs=3,
     ramp_epochs=1,
     batch_size=50,
@@ -97,7 +97,9 @@ def test_projection_uses_both_epochs_from_the_same_start(data: ImageData) -> Non
 
 
 def test_training_lowers_the_loss() -> None:
-    recipe = replace(RECIPE, epochs=4, learning_rate=2e-3, sets=(("linf=0.02", 0.4),), alignment=0.0, milestones=())
+    recipe = replace(
+        RECIPE, epochs=4, learning_rate=2e-3, sets=(SetRecipe("linf=0.02", 0.4),), alignment=0.0, milestones=()
+    )
     trainer = Trainer(recipe, load_data("mnist-slice", True).first(1000))
     trainer.run()
     assert trainer.history[-1]["loss"] < 0.7 * trainer.history[0]["loss"]
@@ -150,7 +152,7 @@ def test_recipes_round_trip_and_ship() -> None:
         ({"epochs": 0}, "epochs must be > 0"),
         ({"net": "cnn8"}, "unknown net 'cnn8'"),
         ({"data": "mnits"}, "unknown data set"),
-        ({"sets": [{"set": "linf=0.1"}]}, "'sets' has the unusable value"),
+        ({"sets": [{"ratio": 1.0}]}, "'sets' has the unusable value"),
         ({"gradient_projection": 2}, r"must lie in \[0, 1\]"),
     ],
 )
@@ -172,7 +174,7 @@ def test_missing_recipe_files_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("strategy", ["random", "max"])
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_a_last_batch_of_one_is_survived(strategy: str, batch_norm: bool) -> None:
-    sets = (("linf=0.05", 0.4), ("l2=0.2", 1.0), ("l1=0.5", 1.0))
+    sets = (SetRecipe("linf=0.05", 0.4), SetRecipe("l2=0.2"), SetRecipe("l1=0.5"))
     recipe = replace(
         RECIPE,
         sets=sets,

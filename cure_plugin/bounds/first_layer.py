@@ -177,8 +177,12 @@ def refine(node: Any) -> None:
     source, clean_output, rows = layer
     down = rows.restore(source.perturbation.deviation(source.clean, rows))
     up = -rows.restore(source.perturbation.deviation(source.clean, rows.negated()))
-    lower, upper = node.interval
-    node.interval = (torch.maximum(lower, clean_output + down), torch.minimum(upper, clean_output + up))
+    exact = clean_output + down, clean_output + up
+    if source.perturbation.within_hull():
+        node.interval = exact
+    else:
+        lower, upper = node.interval
+        node.interval = (torch.maximum(lower, exact[0]), torch.minimum(upper, exact[1]))
     node.lower, node.upper = node.interval
 
 

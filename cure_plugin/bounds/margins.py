@@ -1,4 +1,4 @@
-"""Bounds of the margins z_y - z_j through auto_LiRPA, and the robust loss made of them."""
+"""Bounds of the margins z_y - z_j through auto_LiRPA, and the cross entropy of them."""
 
 from __future__ import annotations
 
@@ -101,7 +101,8 @@ def elided(margins: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(margins[:, :1]), -margins], dim=1)
 
 
-def robust_cross_entropy(margins: Tensor) -> Tensor:
-    """CE(d, 0) per sample, an upper bound of the worst cross entropy over the set (Wong and Kolter 2018); (B,)."""
-    target = torch.zeros(margins.shape[0], dtype=torch.long, device=margins.device)
-    return F.cross_entropy(elided(margins), target, reduction="none")
+def elided_cross_entropy(vector: Tensor) -> Tensor:
+    """CE(d, 0) per sample of an elided vector d (B, C): of bounds, an upper bound of the worst cross entropy over the set
+    (Wong and Kolter 2018); (B,)."""
+    target = torch.zeros(vector.shape[0], dtype=torch.long, device=vector.device)
+    return F.cross_entropy(vector, target, reduction="none")

@@ -48,6 +48,17 @@ class ImageData:
         pixels = self.images[indices].to(device=device, dtype=torch.float32) / 255
         return pixels, self.labels[indices].to(device)
 
+    def centre_crop(self, height: int, width: int) -> ImageData:
+        """The middle of every image; itself where that is all of it.
+
+        Raises:
+            SpecError: larger than the images, or smaller than one pixel.
+        """
+        if not (1 <= height <= self.shape[1] and 1 <= width <= self.shape[2]):
+            raise SpecError(f"cannot cut {height} x {width} out of images of {self.shape[1]} x {self.shape[2]}")
+        top, left = (self.shape[1] - height) // 2, (self.shape[2] - width) // 2
+        return ImageData(self.images[:, :, top : top + height, left : left + width], self.labels, self.classes)
+
     def first(self, count: int) -> ImageData:
         """The first ``count`` images.
 

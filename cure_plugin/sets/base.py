@@ -158,6 +158,10 @@ class PerturbationSet(PerturbationLpNorm, ABC):
         """Whether :meth:`deviation` beats the box hull on the rows of a first linear layer."""
         return True
 
+    def within_hull(self) -> bool:
+        """Whether :meth:`deviation` is nowhere looser than the box hull, so that the two need no intersection."""
+        return False
+
     def init(self, x: Tensor, aux: Any = None, forward: bool = False) -> tuple[LinearBound, Tensor, Any]:
         """auto_LiRPA's hook before a bound computation: the box hull of the set around ``x``.
 

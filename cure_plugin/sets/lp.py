@@ -125,6 +125,9 @@ class PerturbationLpBall(PerturbationSet):
     def refines_first_layer(self) -> bool:
         return self.p != math.inf
 
+    def within_hull(self) -> bool:
+        return self.refines_first_layer() and self.domain is None  # dual norms against the l1 norm
+
     # -- points --------------------------------------------------------------------------------
 
     def project(self, x: Tensor, point: Tensor) -> Tensor:
@@ -237,6 +240,26 @@ class PerturbationLpBall(PerturbationSet):
         allowed = per_image(self._radius(x) - radius, x)
         centre = x + offset * (allowed / length.clamp(min=1e-12)).clamp(max=1)
         return centre, PerturbationLpBall(self.p, radius, None)
+
+    def small_box(self, x: Tensor, variable: Tensor, ratio: float) -> tuple[Tensor, PerturbationLpBall]:
+        """A linf box of radius ratio * eps around ``variable``, moved towards ``x`` so that it stays inside the ball.
+
+        Raises:
+            SpecError: a negative ratio, or one for which the box does not fit: ratio * d^(1/p) > 1.
+        """
+        if self.p == math.inf:
+            return self.small_region(x, variable, ratio)
+        reach = ratio * x[0].numel() ** (1 / self.p)
+        if not 0 <= reach <= 1:
+            raise SpecError(
+                f"a box of {ratio!r} times the radius of {self!r} does not fit into it; take a ratio (lambda) between "
+                f"0 and {x[0].numel() ** (-1 / self.p):.3g}, or the ball (sabr)"
+            )
+        offset = variable - x
+        length = per_image(offset.flatten(1).norm(p=self.p, dim=1), x)
+        allowed = per_image(self._radius(x) * (1 - reach), x)
+        centre = x + offset * (allowed / length.clamp(min=1e-12)).clamp(max=1)
+        return centre, PerturbationLpBall(math.inf, self._radius(x) * ratio, self.domain)
 
     def __repr__(self) -> str:
         p = "inf" if self.p == math.inf else int(self.p)

@@ -1,4 +1,4 @@
-"""The certified loss of one batch over several sets: SABR regions, a strategy, bound alignment."""
+"""The certified loss of one batch over several sets: a loss per set, a strategy, bound alignment."""
 
 from __future__ import annotations
 
@@ -8,30 +8,80 @@ from dataclasses import dataclass, field
 import torch
 from auto_LiRPA import BoundedModule
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from cure_plugin.attacks import pgd_variable
-from cure_plugin.bounds.margins import elided, lower_margins, robust_cross_entropy
+from cure_plugin.attacks import pgd_variables
 from cure_plugin.errors import SpecError
+from cure_plugin.folding import AttackNet
 from cure_plugin.sets import PerturbationSet
 from cure_plugin.training.alignment import bound_alignment
+from cure_plugin.training.batch_norm import Statistics, restore_statistics, use_batch_statistics
+from cure_plugin.training.losses import (
+    SetLoss,
+    adversarial_loss,
+    cc_ibp_loss,
+    crown_ibp_loss,
+    ibp_loss,
+    mtl_ibp_loss,
+    sabr_box_loss,
+    sabr_loss,
+)
 from cure_plugin.training.regularizer import warmup_regularizer
+from cure_plugin.training.shrinking import relu_shrinking
 from cure_plugin.training.strategies import STRATEGIES, joint, maximum, random_partition
+
+LOSSES = ("sabr", "sabr-box", "ibp", "crown-ibp", "mtl-ibp", "cc-ibp", "adversarial")
+"""Names of the per-set losses of :mod:`cure_plugin.training.losses`."""
+
+_WITH_MIX = ("crown-ibp", "mtl-ibp", "cc-ibp")
+_WITHOUT_ATTACK = ("ibp", "crown-ibp")
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """A set to train for, and the relative size lambda of its SABR region (1: plain IBP on the whole set).
+    """A set to train for, and how.
+
+    Attributes:
+        perturbation: the set.
+        ratio: lambda, the relative size of the region of ``sabr`` and ``sabr-box``; 1 with ``sabr``: the whole set.
+        loss: one of :data:`LOSSES`.
+        mix: share of the bounds in ``mtl-ibp`` and ``cc-ibp`` (the rest is adversarial), of CROWN-IBP's bounds
+            in ``crown-ibp`` (the rest is IBP's).
+        attack_step: first step of the attack relative to the set's size; default: the set's own.
 
     Raises:
-        SpecError: ratio outside (0, 1]; a zero ratio would train on nothing but the attack point.
+        SpecError: an unknown loss, or a ratio or mix outside (0, 1].
     """
 
     perturbation: PerturbationSet
-    ratio: float
+    ratio: float = 1.0
+    loss: str = "sabr"
+    mix: float = 1.0
+    attack_step: float | None = None
 
     def __post_init__(self) -> None:
+        name = self.perturbation.name
+        if self.loss not in LOSSES:
+            raise SpecError(f"unknown loss {self.loss!r} of {name}; known: {', '.join(LOSSES)}")
         if not 0 < self.ratio <= 1:
-            raise SpecError(f"ratio (lambda) of {self.perturbation.name} must lie in (0, 1], got {self.ratio!r}")
+            raise SpecError(
+                f"ratio (lambda) of {name} must lie in (0, 1], got {self.ratio!r}; attacks alone are loss adversarial"
+            )
+        if not 0 < self.mix <= 1:
+            raise SpecError(f"mix of {name} must lie in (0, 1], got {self.mix!r}")
+        if self.attack_step is not None and not self.attack_step > 0:
+            raise SpecError(f"attack_step of {name} must be > 0, got {self.attack_step!r}")
+        if self.loss == "sabr-box":  # refuses what has no box, or one that does not fit, before training starts
+            example = torch.full((1, 1), 0.5)
+            if not hasattr(self.perturbation, "small_box"):
+                raise SpecError(f"loss sabr-box takes lp balls, got {name}; use sabr")
+            self.perturbation.small_box(example, example, min(self.ratio, 1.0))
+
+    def needs_attack(self) -> bool:
+        """Whether the loss depends on an attack at all."""
+        if self.loss == "sabr":
+            return self.perturbation.needs_attack(self.ratio)
+        return self.loss not in _WITHOUT_ATTACK
 
 
 @dataclass(frozen=True)
@@ -41,8 +91,8 @@ class Outcome:
     Attributes:
         loss: scalar to call ``backward`` on.
         figures: means over the batch for the log: ``loss.<set>``, ``region_certified.<set>`` (share of
-            samples whose small training region is certified: no certificate of the set), ``alignment``,
-            ``regularizer``.
+            samples whose elided vector is negative, that is, whose training region is certified; no certificate of
+            the set), ``alignment``, ``regularizer``.
     """
 
     loss: Tensor
@@ -53,15 +103,22 @@ class Outcome:
 class CureObjective:
     """CURE's loss as a callable for any training loop: ``objective(bounded, model, x, y).loss.backward()``.
 
+    All attacks are made together, one forward and one backward pass a step. Then the sets are bounded one after
+    the other; all but the last are bounded once more in the backward pass (``torch.utils.checkpoint``), so that
+    memory holds the graph of one set at a time.
+
     Attributes:
         sets: the sets to train for, at least one.
-        strategy: ``joint``, ``max`` or ``random``.
-        weights: of ``joint``; equal if empty.
+        strategy: ``joint``, ``max``, ``random``, or ``single`` for one set.
+        weights: of ``joint``; equal and summing to 1 if empty.
         alignment: weight of bound alignment (the paper's lbd); 0 switches it off.
         align_from: name of the set q whose certified samples are aligned to the others; ``weaker``
             takes the set with fewer certified samples in the batch, ``both`` every set in turn.
-        regularizer: weight of the warm-up regulariser at the start of annealing; it falls to 0 with it.
+        regularizer: weight of the warm-up regulariser at the start of annealing; it falls to 0 with it. It watches
+            the bounds of the first linf set, of the first set if there is none.
         attack_steps: PGD steps that look for each region.
+        relu_shrink: factor on the upper bounds of crossing ReLUs, see :func:`relu_shrinking`.
+        amp, channels_last: of the attacks, see :class:`AttackNet`.
 
     Raises:
         SpecError: an unknown strategy or set name, or ``random`` with alignment (it bounds each sample
@@ -75,6 +132,9 @@ class CureObjective:
     align_from: str = "weaker"
     regularizer: float = 0.0
     attack_steps: int = 8
+    relu_shrink: float = 1.0
+    amp: bool = False
+    channels_last: bool = False
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,6 +143,8 @@ class CureObjective:
             raise SpecError(f"sets must be at least one, each with a name of its own; got {list(self.names)}")
         if self.strategy not in STRATEGIES:
             raise SpecError(f"unknown strategy {self.strategy!r}; known: {', '.join(STRATEGIES)}")
+        if self.strategy == "single" and len(self.sets) > 1:
+            raise SpecError(f"strategy single takes one set, got {list(self.names)}; choose joint, max or random")
         if self.weights and (len(self.weights) != len(self.sets) or min(self.weights) < 0):
             raise SpecError(f"weights must be one number >= 0 per set ({len(self.sets)}), got {list(self.weights)}")
         if self.align_from not in ("weaker", "both", *self.names):
@@ -91,6 +153,10 @@ class CureObjective:
             raise SpecError(f"alignment must be >= 0 and needs two sets, got {self.alignment!r}")
         if self.alignment > 0 and self.strategy == "random":
             raise SpecError("alignment needs every sample bounded for every set; random bounds each for one")
+        if self.attack_steps < 1:
+            raise SpecError(f"attack_steps must be at least 1, got {self.attack_steps!r}")
+        if not 0 < self.relu_shrink <= 1:
+            raise SpecError(f"relu_shrink must lie in (0, 1], got {self.relu_shrink!r}")
 
     def __call__(
         self,
@@ -109,60 +175,82 @@ class CureObjective:
             scale: relative size of all sets, for annealing; in [0, 1].
             generator: of the attacks' random starts and the random partition.
         """
-        _follow_mode(bounded, model)
         if self.strategy == "random":
             parts = random_partition(x.shape[0], len(self.sets), generator)
+            chosen = [k for k, part in enumerate(parts) if len(part)]  # a batch may be smaller than the number of sets
+            inputs = {k: (x[parts[k].to(x.device)], y[parts[k].to(x.device)]) for k in chosen}
         else:
-            parts = [torch.arange(x.shape[0])] * len(self.sets)
-        vectors, losses = [], []
+            inputs = {k: (x, y) for k in range(len(self.sets))}
+        scaled = {k: self.sets[k].perturbation.scaled(scale) for k in inputs}
+        variables = self._attack(model, inputs, scaled, generator)
+        statistics = use_batch_statistics(bounded, model, x)
+        watched = self._watched(inputs) if self.regularizer > 0 and scale < 1 else None
+        results: dict[int, SetLoss] = {}
         penalty = x.new_zeros(())
-        for index, (training_set, part) in enumerate(zip(self.sets, parts, strict=True)):
-            if len(part) == 0:
-                continue  # a batch smaller than the number of sets
-            chosen = part.to(x.device)
-            margins, width = self._margins(bounded, model, x[chosen], y[chosen], training_set, scale, generator)
-            if index == 0 and self.regularizer > 0 and scale < 1:
-                penalty = self.regularizer * (1 - scale) * warmup_regularizer(bounded, width)
-            vectors.append(elided(margins))
-            losses.append(robust_cross_entropy(margins))
-        aligned = self._alignment(vectors)
-        figures = {"alignment": float(aligned.detach()), "regularizer": float(penalty.detach())}
-        shown = [name for name, part in zip(self.names, parts, strict=True) if len(part)]
-        for name, vector, loss in zip(shown, vectors, losses, strict=True):
-            figures[f"loss.{name}"] = float(loss.detach().mean())
-            figures[f"region_certified.{name}"] = float((vector.detach()[:, 1:] < 0).all(1).float().mean())
-        return Outcome(self._combine(losses) + self.alignment * aligned + penalty, figures)
+        for k in inputs:
+            arguments = (bounded, model, inputs[k], self.sets[k], scaled[k], variables[k], statistics, k == watched)
+            if k == max(inputs) or not torch.is_grad_enabled():
+                result, share = self._one_set(*arguments)
+            else:
+                result, share = checkpoint(self._one_set, *arguments, use_reentrant=False, preserve_rng_state=False)
+                bounded._clear_and_set_new(None)  # nodes would keep this set's tensors while the next is bounded
+            results[k], penalty = result, penalty + share
+        penalty = self.regularizer * (1 - scale) * penalty
+        aligned = self._alignment(list(results.values()))
+        loss = self._combine([result.values for result in results.values()]) + self.alignment * aligned + penalty
+        return Outcome(loss, self._figures(results, aligned, penalty))
 
-    def _combine(self, losses: list[Tensor]) -> Tensor:
-        if self.strategy == "max":
-            return maximum(losses)
-        if self.strategy == "joint":
-            return joint(losses, self.weights)
-        return torch.cat(losses).mean()
+    def _attack(
+        self,
+        model: nn.Module,
+        inputs: dict[int, tuple[Tensor, Tensor]],
+        scaled: dict[int, PerturbationSet],
+        generator: torch.Generator | None,
+    ) -> dict[int, Tensor]:
+        """An attack variable per set: where the attacks, made together, ended, or the start where none is needed."""
+        attacked = [k for k in inputs if self.sets[k].needs_attack()]
+        variables = {k: scaled[k].random_start(inputs[k][0], generator) for k in inputs if k not in attacked}
+        if attacked:
+            jobs = [(*inputs[k], scaled[k]) for k in attacked]
+            steps = [self.sets[k].attack_step or self.sets[k].perturbation.attack_step for k in attacked]
+            net = AttackNet(model, self.amp, self.channels_last)
+            found = pgd_variables(net, jobs, self.attack_steps, generator=generator, best=False, first_steps=steps)
+            variables.update((k, variable) for k, (variable, _) in zip(attacked, found, strict=True))
+        return variables
 
-    def _margins(
+    def _watched(self, inputs: dict[int, tuple[Tensor, Tensor]]) -> int | None:
+        """The set whose bounds the warm-up regulariser looks at."""
+        bounding = [k for k in inputs if self.sets[k].loss != "adversarial"]
+        return min(bounding, key=lambda k: (self.names[k] != "linf", k), default=None)
+
+    def _one_set(
         self,
         bounded: BoundedModule,
         model: nn.Module,
-        x: Tensor,
-        y: Tensor,
+        inputs: tuple[Tensor, Tensor],
         training_set: TrainingSet,
-        scale: float,
-        generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor]:
-        """(IBP margins (B, C - 1), input box widths) of one set's region around its attack points."""
-        perturbation = training_set.perturbation.scaled(scale)
-        if self.attack_steps > 0 and perturbation.needs_attack(training_set.ratio):
-            variable, _ = pgd_variable(model, x, y, perturbation, self.attack_steps, generator=generator)
-        else:
-            variable = perturbation.random_start(x, generator)
-        centre, region = perturbation.small_region(x, variable, training_set.ratio)
-        if model.training and any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in model.modules()):
-            bounded(centre)  # auto_LiRPA's interval uses the batch statistics of the last forward pass
-        margins = lower_margins(bounded, centre, y, region, "IBP")
-        return margins, region.x_U - region.x_L
+        perturbation: PerturbationSet,
+        variable: Tensor,
+        statistics: Statistics,
+        watched: bool,
+    ) -> tuple[SetLoss, Tensor]:
+        """(the set's loss, the regulariser's penalty where this set is ``watched``)."""
+        x, y = inputs
+        restore_statistics(statistics)
+        with relu_shrinking(self.relu_shrink):
+            result = _loss_of(training_set, bounded, model, x, y, perturbation, variable)
+        if not watched:
+            return result, x.new_zeros(())
+        lower, upper = next(node for node in bounded.modules() if type(node).__name__ == "BoundInput").interval[:2]
+        return result, warmup_regularizer(bounded, upper - lower)
 
-    def _alignment(self, vectors: list[Tensor]) -> Tensor:
+    def _combine(self, losses: list[Tensor]) -> Tensor:
+        if self.strategy == "joint":
+            return joint(losses, self.weights)
+        return maximum(losses) if self.strategy == "max" else torch.cat(losses).mean()
+
+    def _alignment(self, results: list[SetLoss]) -> Tensor:
+        vectors = [result.vector for result in results]
         if self.alignment == 0:
             return vectors[0].new_zeros(())
         sources = range(len(vectors))
@@ -174,10 +262,36 @@ class CureObjective:
         pairs = [(q, r) for q in sources for r in range(len(vectors)) if r != q]
         return torch.stack([bound_alignment(vectors[q], vectors[r]) for q, r in pairs]).sum()
 
+    def _figures(self, results: dict[int, SetLoss], aligned: Tensor, penalty: Tensor) -> dict[str, float]:
+        means = {"alignment": aligned, "regularizer": penalty}
+        for k, result in results.items():
+            means[f"loss.{self.names[k]}"] = result.values.mean()
+            means[f"region_certified.{self.names[k]}"] = (result.vector[:, 1:] < 0).all(1).to(aligned).mean()
+        values = torch.stack([value.detach() for value in means.values()]).tolist()  # one transfer from the device
+        return dict(zip(means, values, strict=True))
 
-def _follow_mode(bounded: BoundedModule, model: nn.Module) -> None:
-    """Let ``bounded`` pass gradients to the parameters, and normalise as ``model`` does in its present mode."""
-    bounded.train()  # in eval mode auto_LiRPA switches requires_grad of the parameters off
-    for node in bounded.modules():
-        if type(node).__name__ == "BoundBatchNormalization":
-            node.training = model.training
+
+def _loss_of(
+    training_set: TrainingSet,
+    bounded: BoundedModule,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    perturbation: PerturbationSet,
+    variable: Tensor,
+) -> SetLoss:
+    """The loss that ``training_set`` names, of its set at present size."""
+    kind, ratio, mix = training_set.loss, training_set.ratio, training_set.mix
+    if kind == "sabr":
+        return sabr_loss(bounded, x, y, perturbation, variable, ratio)
+    if kind == "sabr-box":
+        return sabr_box_loss(bounded, x, y, perturbation, variable, ratio)
+    if kind == "ibp":
+        return ibp_loss(bounded, x, y, perturbation)
+    if kind == "crown-ibp":
+        return crown_ibp_loss(bounded, x, y, perturbation, mix)
+    if kind == "mtl-ibp":
+        return mtl_ibp_loss(bounded, model, x, y, perturbation, variable, mix)
+    if kind == "cc-ibp":
+        return cc_ibp_loss(bounded, model, x, y, perturbation, variable, mix)
+    return adversarial_loss(model, x, y, perturbation, variable)

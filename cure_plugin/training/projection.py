@@ -2,12 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cure_plugin.errors import SpecError
+
+Result = TypeVar("Result")
+
+
+def projected_epoch(
+    model: nn.Module, certified: Callable[[], Result], natural: Callable[[], Result], weight: float
+) -> tuple[Result, Result]:
+    """Run a certified epoch, then from the same start a natural one, and leave ``model`` at the mixed update.
+
+    Running statistics of BatchNorm are no updates to mix: they stay as the certified epoch leaves them, and
+    the natural epoch starts from those before it. Give each epoch an optimiser of its own: its moments then go on
+    from epoch to epoch on its own side, though they belong to weights before the mix.
+
+    Args:
+        certified, natural: run an epoch on ``model`` and return anything, e.g. its figures.
+        weight: see :func:`project_update`.
+
+    Returns:
+        What the two returned.
+    """
+    start, start_buffers = _copy(model.named_parameters()), _copy(model.named_buffers())
+    first = certified()
+    after, after_buffers = _copy(model.named_parameters()), _copy(model.named_buffers())
+    _load(model, start, start_buffers)
+    second = natural()
+    mixed = project_update(start, after, _copy(model.named_parameters()), weight)
+    _load(model, mixed, after_buffers)
+    return first, second
+
+
+def _copy(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in named}
+
+
+def _load(model: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(parameters[name])
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
 
 
 def project_update(

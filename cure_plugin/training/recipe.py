@@ -19,17 +19,37 @@ from cure_plugin.training.objective import CureObjective, TrainingSet
 
 
 @dataclass(frozen=True)
+class SetRecipe:
+    """One set of a recipe; see :class:`TrainingSet` for all but ``set``, which is text such as ``linf=0.1``."""
+
+    set: str
+    ratio: float = 1.0
+    loss: str = "sabr"
+    mix: float = 1.0
+    attack_step: float | None = None
+
+    def build(self) -> TrainingSet:
+        """The set as the objective takes it."""
+        perturbation = set_spec(self.set).build()
+        return TrainingSet(perturbation, self.ratio, self.loss, self.mix, self.attack_step)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that determines a training run.
 
     Attributes:
         data: data set name. net: net name. batch_norm: BatchNorm after every hidden layer.
-        sets: (set as ``norm=eps``, ratio lambda of its SABR region) pairs.
-        strategy, weights, alignment, align_from, regularizer, attack_steps: see :class:`CureObjective`.
-        gradient_projection: weight beta of the natural update after annealing; 0 switches it off.
+        sets: what to train for.
+        strategy, weights, alignment, align_from, regularizer, attack_steps, relu_shrink, amp, channels_last: see
+            :class:`CureObjective`.
+        gradient_projection: weight beta of the natural update; 0 switches it off. project_while_annealing: from the
+            first certified epoch on, else after annealing.
+        start: file of a trained net to go on from (CURE-Finetune): a checkpoint, or a plain state_dict.
         epochs: in all. natural_epochs: plain training first. ramp_epochs: annealing after those.
         batch_size, learning_rate, milestones (epochs), decay (factor at each milestone).
         l1_penalty: weight of the parameters' l1 norm. clip: largest gradient l2 norm.
+        flip, crop, pad: of training images, see :func:`augmented`; nets take inputs of the crop's size.
         seed: of initialisation, order and attacks.
 
     Raises:
@@ -38,7 +58,7 @@ class Recipe:
 
     data: str
     net: str
-    sets: tuple[tuple[str, float], ...]
+    sets: tuple[SetRecipe, ...]
     epochs: int
     ramp_epochs: float
     batch_norm: bool = False
@@ -47,8 +67,11 @@ class Recipe:
     alignment: float = 0.0
     align_from: str = "weaker"
     gradient_projection: float = 0.0
+    project_while_annealing: bool = False
+    start: str = ""
     regularizer: float = 0.5
     attack_steps: int = 8
+    relu_shrink: float = 1.0
     natural_epochs: int = 1
     batch_size: int = 128
     learning_rate: float = 5e-4
@@ -56,6 +79,11 @@ class Recipe:
     decay: float = 0.2
     l1_penalty: float = 0.0
     clip: float = 10.0
+    flip: bool = False
+    crop: int = 0
+    pad: int = 0
+    amp: bool = False
+    channels_last: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,7 +94,7 @@ class Recipe:
         for name in ("epochs", "batch_size", "learning_rate", "decay", "clip"):
             if not getattr(self, name) > 0:
                 raise SpecError(f"{name} must be > 0, got {getattr(self, name)!r}")
-        for name in ("ramp_epochs", "natural_epochs", "l1_penalty", "attack_steps", "regularizer"):
+        for name in ("ramp_epochs", "natural_epochs", "l1_penalty", "regularizer", "crop", "pad"):
             if not getattr(self, name) >= 0:
                 raise SpecError(f"{name} must be >= 0, got {getattr(self, name)!r}")
         if not 0 <= self.gradient_projection <= 1:
@@ -76,19 +104,21 @@ class Recipe:
     def objective(self) -> CureObjective:
         """The loss that this recipe describes."""
         return CureObjective(
-            [TrainingSet(set_spec(text).build(), ratio) for text, ratio in self.sets],
+            [entry.build() for entry in self.sets],
             strategy=self.strategy,
             weights=self.weights,
             alignment=self.alignment,
             align_from=self.align_from,
             regularizer=self.regularizer,
             attack_steps=self.attack_steps,
+            relu_shrink=self.relu_shrink,
+            amp=self.amp,
+            channels_last=self.channels_last,
         )
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, as in YAML; :func:`recipe_from_mapping` gives the same recipe back."""
         values = asdict(self)
-        values["sets"] = [{"set": text, "ratio": ratio} for text, ratio in self.sets]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
@@ -98,17 +128,27 @@ def recipe_from_mapping(values: Mapping[str, Any]) -> Recipe:
     Raises:
         SpecError: an unknown key (the nearest known one is named), a missing or wrongly typed value.
     """
-    known = {field.name: field for field in fields(Recipe)}
+    try:
+        return Recipe(**_converted("recipe key", Recipe, values))
+    except TypeError as error:
+        raise SpecError(f"incomplete recipe: {error}") from error
+
+
+def _converted(what: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` as the dataclass ``kind`` declares them."""
+    known = {field.name: field for field in fields(kind)}
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise SpecError(f"unknown recipe key {key!r}; {hint}")
-    converted = {key: _convert(key, str(known[key].type), value) for key, value in values.items()}
-    try:
-        return Recipe(**converted)
-    except TypeError as error:
-        raise SpecError(f"incomplete recipe: {error}") from error
+            raise SpecError(f"unknown {what} {key!r}; {hint}")
+    return {key: _convert(key, str(known[key].type), value) for key, value in values.items()}
+
+
+def _set_recipe(entry: Any) -> SetRecipe:
+    if not isinstance(entry, Mapping) or "set" not in entry:
+        raise ValueError(f"each set is a mapping with a key 'set', got {entry!r}")
+    return SetRecipe(**_converted("key of a set", SetRecipe, entry))
 
 
 def _convert(key: str, kind: str, value: Any) -> Any:
@@ -117,7 +157,7 @@ def _convert(key: str, kind: str, value: Any) -> Any:
         if isinstance(value, str) and kind != "str":
             value = yaml.safe_load(value)
         if key == "sets":
-            return tuple((str(entry["set"]), float(entry["ratio"])) for entry in value)
+            return tuple(_set_recipe(entry) for entry in value)
         if kind == "bool":
             if not isinstance(value, bool):
                 raise TypeError("true or false expected")
@@ -126,42 +166,67 @@ def _convert(key: str, kind: str, value: Any) -> Any:
             if int(value) != float(value):
                 raise ValueError("a whole number expected")
             return int(value)
-        if kind == "float":
+        if kind == "float | None" and value is None:
+            return None
+        if kind.startswith("float"):
             return float(value)
         if kind.startswith("tuple"):
             return tuple(int(v) if "int" in kind else float(v) for v in value)
         return str(value)
-    except (TypeError, ValueError, KeyError, OverflowError, yaml.YAMLError) as error:
+    except (TypeError, ValueError, OverflowError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise SpecError(f"recipe key {key!r} has the unusable value {value!r}: {reason}") from error
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes inside the package."""
+    """Names of the recipes inside the package; those of a file with ``methods`` are ``file/method``."""
     folder = files("cure_plugin") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    names = []
+    for entry in folder.iterdir():
+        if entry.name.endswith(".yaml"):
+            name = entry.name.removesuffix(".yaml")
+            methods = yaml.safe_load(entry.read_text()).get("methods")
+            names += [name] if methods is None else [f"{name}/{method}" for method in methods]
+    return sorted(names)
 
 
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """A recipe by shipped name or YAML file path, with ``overrides`` on top.
 
+    A file may hold ``methods``, a mapping of names to keys that differ from the file's own; its recipes are
+    then named ``file/method``, e.g. ``mnist_small/scratch`` or ``my.yaml/scratch``.
+
     Raises:
-        SpecError: no such recipe or file, no mapping in it, or see :func:`recipe_from_mapping`.
+        SpecError: no such recipe, file or method, no mapping in it, or see :func:`recipe_from_mapping`.
     """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
+    file, _, method = name.partition(".yaml/") if ".yaml/" in name else (name, "", "")
+    if method or Path(name).suffix in (".yaml", ".yml"):
+        path = f"{file}.yaml" if method else file
         try:
-            text = path.read_text()
+            text = Path(path).read_text()
         except (OSError, ValueError) as error:
             raise SpecError(f"cannot read recipe {name}: {error}") from error
-    elif name in shipped_recipes():
-        text = (files("cure_plugin") / "recipes" / f"{name}.yaml").read_text()
+    elif name in (known := shipped_recipes()):
+        file, _, method = name.partition("/")
+        text = (files("cure_plugin") / "recipes" / f"{file}.yaml").read_text()
     else:
-        raise SpecError(f"unknown recipe {name!r}; shipped: {', '.join(shipped_recipes())}, or give a .yaml file")
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise SpecError(f"unknown recipe {name!r}; {hint}shipped: {', '.join(known)}; or give a .yaml file")
+    values = _parsed(name, text)
+    methods = values.pop("methods", None)
+    if methods is not None:
+        if not isinstance(methods, dict) or not isinstance(methods.get(method), dict):
+            raise SpecError(f"recipe {name} names none of the methods in the file: {', '.join(methods)}")
+        values = {**values, **methods[method]}
+    return recipe_from_mapping({**values, **(overrides or {})})
+
+
+def _parsed(name: str, text: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise SpecError(f"recipe {name} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise SpecError(f"recipe {name} must be a mapping of keys to values, got {type(values).__name__}")
-    return recipe_from_mapping({**values, **(overrides or {})})
+    return values

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cure_plugin.errors import SpecError
 
-STRATEGIES = ("joint", "max", "random")
+STRATEGIES = ("joint", "max", "random", "single")
 
 
 def joint(losses: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from cure_plugin.bounds.module import bounded_module
-from cure_plugin.checkpoint import load_checkpoint, net_of, save_checkpoint
+from cure_plugin.checkpoint import load_checkpoint, load_start, net_of, save_checkpoint
 from cure_plugin.datasets import ImageData
-from cure_plugin.errors import CheckpointError
+from cure_plugin.errors import CheckpointError, SpecError
 from cure_plugin.nets import NetSpec, build_net
-from cure_plugin.training.projection import project_update
-from cure_plugin.training.recipe import Recipe
+from cure_plugin.training.augment import augmented
+from cure_plugin.training.epoch import natural_loss, run_epoch
+from cure_plugin.training.evaluation import evaluate
+from cure_plugin.training.objective import Outcome
+from cure_plugin.training.projection import projected_epoch
+from cure_plugin.training.recipe import Recipe, recipe_from_mapping
 from cure_plugin.training.schedule import smooth_ramp
 
 
 class Trainer:
     """Trains one net by a :class:`Recipe`; the same seed gives the same net, interrupted or not.
 
-    Gradient projection: after annealing, each epoch is run twice from the same parameters, certified and
-    natural. The two have an optimiser each, whose moments carry on from epoch to epoch on their own
-    side; running statistics of BatchNorm are those of the certified epoch.
+    With gradient projection an epoch is run twice from the same parameters, certified and natural (see
+    :func:`projected_epoch`), each with an Adam of its own.
 
     Args:
         recipe: what to do.
@@ -34,19 +38,29 @@ class Trainer:
         folder: where ``checkpoint.pt`` is kept after every epoch; an unfinished run found there is
             resumed, a finished one reused. None keeps nothing.
         device: where to train.
+        test: images that the log's ``test.`` figures are of (see :func:`evaluate`); none without.
 
     Raises:
-        CheckpointError: the folder holds a run of another recipe, or a damaged checkpoint.
+        CheckpointError: the folder holds a run of another recipe, a damaged checkpoint, or the recipe's
+            ``start`` is missing or does not fit.
     """
 
     def __init__(
-        self, recipe: Recipe, data: ImageData, folder: Path | None = None, device: torch.device | str = "cpu"
+        self,
+        recipe: Recipe,
+        data: ImageData,
+        folder: Path | None = None,
+        device: torch.device | str = "cpu",
+        test: ImageData | None = None,
     ) -> None:
         self.recipe = recipe
         self.data = data
         self.device = torch.device(device)
         self.path = None if folder is None else Path(folder) / "checkpoint.pt"
-        self.spec = NetSpec(recipe.net, data.shape, data.classes, recipe.batch_norm)
+        channels, height, width = data.shape
+        shape = (channels, recipe.crop or height, recipe.crop or width)
+        self.test = None if test is None else test.centre_crop(*shape[1:])
+        self.spec = NetSpec(recipe.net, shape, data.classes, recipe.batch_norm)
         self.net = build_net(self.spec, torch.Generator().manual_seed(recipe.seed)).to(self.device)
         self.objective = recipe.objective()
         self.certified_optimizer = torch.optim.Adam(self.net.parameters(), lr=recipe.learning_rate)
@@ -55,7 +69,9 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         if self.path is not None and self.path.exists():
             self._restore(self.path)
-        self.bounded = bounded_module(self.net, data.shape)
+        elif recipe.start:
+            self.net.load_state_dict(load_start(recipe.start, self.spec))
+        self.bounded = bounded_module(self.net, shape)
 
     def run(self, progress: bool = False) -> nn.Sequential:
         """Train what is left to train and return the net in eval mode.
@@ -66,15 +82,19 @@ class Trainer:
         Raises:
             OutputError: a checkpoint cannot be written.
         """
-        batches = len(self._batches(torch.arange(len(self.data))))
+        batches = len(self._cut(torch.arange(len(self.data))))
         steps = [batches * (2 if self._projects(epoch) else 1) for epoch in range(self.recipe.epochs)]
         done = sum(steps[: self.epochs_done])
         with tqdm(total=sum(steps), initial=done, disable=not progress, unit="batch", desc="train") as bar:
             for epoch in range(self.epochs_done, self.recipe.epochs):
                 started = time.perf_counter()
                 figures = self._epoch(epoch, bar)
-                self.epochs_done = epoch + 1
                 seconds = time.perf_counter() - started
+                if self.test is not None:
+                    sets = [entry.perturbation for entry in self.objective.sets]
+                    shares = evaluate(self.bounded, self.net, self.test, sets, self.device)
+                    figures.update((f"test.{name}", round(share, 6)) for name, share in shares.items())
+                self.epochs_done = epoch + 1
                 self.history.append({"epoch": self.epochs_done, "seconds": round(seconds, 3), **figures})
                 bar.set_postfix(epoch=self.epochs_done, loss=f"{figures['loss']:.3f}")
                 self._save()
@@ -82,78 +102,74 @@ class Trainer:
 
     # -- one epoch -----------------------------------------------------------------------------
 
-    def _batches(self, order: Tensor) -> list[Tensor]:
+    def _projects(self, epoch: int) -> bool:
+        """Whether gradient projection applies: to certified epochs, after annealing unless asked for earlier."""
+        recipe = self.recipe
+        first = recipe.natural_epochs + (0 if recipe.project_while_annealing else recipe.ramp_epochs)
+        return recipe.gradient_projection > 0 and epoch >= first
+
+    def _epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
+        if epoch < self.recipe.natural_epochs:
+            return self._natural(epoch, bar, self.certified_optimizer)
+        if not self._projects(epoch):
+            return self._certified(epoch, bar)
+        figures, natural_figures = projected_epoch(
+            self.net,
+            lambda: self._certified(epoch, bar),
+            lambda: self._natural(epoch, bar, self.natural_optimizer),
+            self.recipe.gradient_projection,
+        )
+        return {**figures, "natural_loss": natural_figures["loss"]}
+
+    def _natural(self, epoch: int, bar: tqdm, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        rate = self._set_rate(epoch, optimizer)
+        batches = self._batches(epoch, bar)
+        recipe = self.recipe
+        figures = run_epoch(self.net, batches, natural_loss(self.net), optimizer, recipe.l1_penalty, recipe.clip)
+        return {**figures, "learning_rate": rate}
+
+    def _certified(self, epoch: int, bar: tqdm) -> dict[str, float]:
+        recipe = self.recipe
+        rate = self._set_rate(epoch, self.certified_optimizer)
+        generator = torch.Generator(self.device).manual_seed(recipe.seed * 1_000_003 + epoch)
+        total = len(self._cut(torch.arange(len(self.data))))
+        steps = iter(range(total))
+
+        def loss(x: Tensor, y: Tensor) -> Outcome:
+            elapsed = epoch - recipe.natural_epochs + next(steps) / total
+            scale = smooth_ramp(elapsed / recipe.ramp_epochs) if recipe.ramp_epochs else 1.0
+            outcome = self.objective(self.bounded, self.net, x, y, scale, generator)
+            return replace(outcome, figures={**outcome.figures, "scale": scale})
+
+        batches = self._batches(epoch, bar)
+        optimizer = self.certified_optimizer
+        figures = run_epoch(self.net, batches, loss, optimizer, recipe.l1_penalty, recipe.clip)
+        return {**figures, "learning_rate": rate}
+
+    def _set_rate(self, epoch: int, optimizer: torch.optim.Optimizer) -> float:
+        recipe = self.recipe
+        rate = recipe.learning_rate * recipe.decay ** sum(epoch >= milestone for milestone in recipe.milestones)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _batches(self, epoch: int, bar: tqdm) -> Iterator[tuple[Tensor, Tensor]]:
+        """The epoch's batches: order and augmentation depend on nothing but the seed and the epoch."""
+        recipe = self.recipe
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+        for chosen in self._cut(torch.randperm(len(self.data), generator=generator)):
+            x, y = self.data.batch(chosen, self.device)
+            yield augmented(x, recipe.flip, recipe.crop, recipe.pad, generator), y
+            bar.update()
+
+    def _cut(self, order: Tensor) -> list[Tensor]:
         """``order`` cut into batches; a last one too small for BatchNorm in every part joins its predecessor."""
         batches = list(order.split(self.recipe.batch_size))
         if len(batches) > 1 and len(batches[-1]) < 2 * len(self.recipe.sets):
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches
 
-    def _projects(self, epoch: int) -> bool:
-        """Whether gradient projection applies: certified epochs after annealing."""
-        annealed = self.recipe.natural_epochs + self.recipe.ramp_epochs
-        return self.recipe.gradient_projection > 0 and epoch >= annealed
-
-    def _epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
-        if epoch < self.recipe.natural_epochs:
-            return self._pass(epoch, bar, certified=False, optimizer=self.certified_optimizer)
-        if not self._projects(epoch):
-            return self._pass(epoch, bar, certified=True, optimizer=self.certified_optimizer)
-        start = self._parameters()
-        figures = self._pass(epoch, bar, certified=True, optimizer=self.certified_optimizer)
-        certified = self._parameters()
-        buffers = {name: value.clone() for name, value in self.net.named_buffers()}
-        self._set_parameters(start)
-        natural_figures = self._pass(epoch, bar, certified=False, optimizer=self.natural_optimizer)
-        weight = self.recipe.gradient_projection
-        self._set_parameters(project_update(start, certified, self._parameters(), weight))
-        with torch.no_grad():
-            for name, value in self.net.named_buffers():
-                value.copy_(buffers[name])
-        return {**figures, "natural_loss": natural_figures["loss"]}
-
-    def _pass(self, epoch: int, bar: tqdm, certified: bool, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-        """One pass over the data; returns the means of the figures, weighted by batch size."""
-        recipe = self.recipe
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
-        attack_generator = torch.Generator(self.device).manual_seed(recipe.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.data), generator=generator)
-        rate = recipe.learning_rate * recipe.decay ** sum(epoch >= milestone for milestone in recipe.milestones)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        self.net.train()
-        totals: dict[str, float] = {}
-        batches = self._batches(order)
-        for index, chosen in enumerate(batches):
-            x, y = self.data.batch(chosen, self.device)
-            if certified:
-                elapsed = epoch - recipe.natural_epochs + index / len(batches)
-                scale = smooth_ramp(elapsed / recipe.ramp_epochs) if recipe.ramp_epochs else 1.0
-                outcome = self.objective(self.bounded, self.net, x, y, scale, attack_generator)
-                loss, figures = outcome.loss, {**outcome.figures, "scale": scale}
-            else:
-                loss, figures = F.cross_entropy(self.net(x), y), {}
-            if recipe.l1_penalty:
-                loss = loss + recipe.l1_penalty * torch.stack([p.abs().sum() for p in self.net.parameters()]).sum()
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.net.parameters(), recipe.clip)
-            optimizer.step()
-            figures["loss"] = float(loss.detach())
-            for name, value in figures.items():
-                totals[name] = totals.get(name, 0.0) + value * len(chosen) / len(self.data)
-            bar.update()
-        return {**totals, "learning_rate": rate}
-
     # -- state ---------------------------------------------------------------------------------
-
-    def _parameters(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.net.named_parameters()}
-
-    def _set_parameters(self, values: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self.net.named_parameters():
-                parameter.copy_(values[name])
 
     def _save(self) -> None:
         if self.path is None:
@@ -173,7 +189,7 @@ class Trainer:
 
     def _restore(self, path: Path) -> None:
         payload = load_checkpoint(path)
-        if payload.get("recipe") != self.recipe.to_mapping():
+        if not _same(payload.get("recipe"), self.recipe):
             raise CheckpointError(f"{path} belongs to another recipe; choose another output folder or delete it")
         _, net = net_of(payload, str(path))
         self.net.load_state_dict(net.state_dict())
@@ -183,3 +199,11 @@ class Trainer:
             self.epochs_done, self.history = int(payload["epochs_done"]), list(payload["history"])
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"{path} lacks the state to resume from: {error}; delete it to start anew") from error
+
+
+def _same(stored: Any, recipe: Recipe) -> bool:
+    """Whether a checkpoint's recipe is this one; keys that it does not know yet have their defaults."""
+    try:
+        return recipe_from_mapping(stored) == recipe
+    except (SpecError, AttributeError, TypeError):
+        return False

@@ -1,0 +1,113 @@
+"""Train and certify the methods of a setting at equal radii and epochs; every run becomes a file of the ledger.
+
+python benchmarks/reproduce.py small_mnist_small --data FOLDER               # all methods, seeds 0 and 1
+python benchmarks/reproduce.py small_mnist_small --methods scratch --seeds 2 --data FOLDER
+python benchmarks/reproduce.py mnist_small --methods scratch --device cuda --data FOLDER
+
+A run that stopped goes on where it was; one that is done is not repeated. `python benchmarks/ledger.py render` makes the
+tables, `python benchmarks/plot_reproduce.py` the plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from ledger import RESULTS, record
+
+from cure_plugin.certification import Certifier, certify_dataset, summarize
+from cure_plugin.datasets import load_data
+from cure_plugin.sets import set_spec
+from cure_plugin.training import Trainer, load_recipe
+
+SETTINGS = {
+    "small_mnist_small": ("linf=0.1", "l2=0.5", "l1=1.0"),
+    "small_mnist_large": ("linf=0.3", "l2=1.0", "l1=2.0"),
+    "mnist_small": ("linf=0.1", "l2=0.5", "l1=1.0"),
+    "mnist_large": ("linf=0.3", "l2=1.0", "l1=2.0"),
+    "cifar_small": ("linf=2/255", "l2=0.25", "l1=0.5"),
+    "cifar_large": ("linf=8/255", "l2=0.5", "l1=1.0"),
+    "tinyimagenet": ("linf=1/255", "l2=36/255", "l1=72/255"),
+}
+"""Setting -> sets certified after training, the paper's radii."""
+
+METHODS = ("linf", "l2", "joint", "max", "random", "scratch", "finetune")
+"""Of the table; a setting's recipe file may hold more, as ablations."""
+
+
+def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Path:
+    """Train and certify one net; returns the ledger's file."""
+    name = f"reproduce/{setting}-{method}-{seed}"
+    path = RESULTS / f"{name}.json"
+    if path.exists():
+        return path
+    folder = options.out / setting / f"{method}-{seed}"
+    overrides: dict[str, Any] = {"seed": seed, **dict(text.split("=", 1) for text in options.overrides)}
+    recipe = load_recipe(f"{setting}/{method}", overrides)
+    if recipe.start:
+        start = options.out / setting / f"{recipe.start.partition('/')[2]}-{seed}"
+        recipe = load_recipe(f"{setting}/{method}", {**overrides, "start": str(start / "checkpoint.pt")})
+    test = load_data(recipe.data, False, options.data).first(options.images)
+    trainer = Trainer(
+        recipe, load_data(recipe.data, True, options.data), folder, options.device, test.first(min(500, len(test)))
+    )
+    net = trainer.run(progress=options.progress).cpu()
+    test = test.centre_crop(*trainer.spec.input_shape[1:])
+    started = time.perf_counter()
+    texts = SETTINGS[setting]
+    records = certify_dataset(
+        Certifier(net, trainer.spec.input_shape),
+        test,
+        [set_spec(text) for text in texts],
+        folder / "results.jsonl",
+        progress=options.progress,
+        label=f"certify {method}-{seed}",
+    )
+    seconds = {
+        "train": round(sum(entry["seconds"] for entry in trainer.history), 1),
+        "certify": round(time.perf_counter() - started, 1),
+    }
+    figures = {
+        "setting": setting,
+        "method": method,
+        "radii": list(texts),
+        "images": len(test),
+        "epochs": recipe.epochs,
+        "overrides": options.overrides,
+        "threads": torch.get_num_threads(),
+        "device": options.device,
+        "seconds": seconds,
+        **asdict(summarize(records)),
+    }
+    command = f"python benchmarks/reproduce.py {setting} --methods {method} --seeds {seed}"
+    return record(name, " ".join([command, *options.overrides]), seed, figures)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train and certify the methods of a setting.")
+    parser.add_argument("setting", choices=list(SETTINGS))
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys to change, for tries")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--images", type=int, default=1000, help="test images to certify")
+    parser.add_argument("--out", type=Path, default=Path("out/reproduce"), help="nets and verdicts")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True)
+    options = parser.parse_args()
+    for seed in options.seeds:
+        for method in options.methods:
+            path = run(options.setting, method, seed, options)
+            figures = json.loads(path.read_text())["figures"]
+            certified = ", ".join(f"{name} {share:.3f}" for name, share in figures["certified"].items())
+            print(f"{path.stem}: clean {figures['clean']:.3f}, {certified}, union {figures['union']:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""A net for attacks to call: in eval mode, without parameter gradients, BatchNorm folded into the layers before it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from cure_plugin.modes import evaluation_mode
+
+
+class AttackNet(nn.Module):
+    """Computes what ``model`` computes in eval mode, faster: a snapshot of its weights, to attack and throw away.
+
+    Folding is exact up to rounding, and done where it is plain to see that it is: in chains (``nn.Sequential``).
+    Any other model is called as it is.
+
+    Args:
+        model: left untouched, its mode too.
+        amp: run convolutions and linear layers in bfloat16 (torch.autocast); logits come back as float.
+        channels_last: memory layout of images, which some devices prefer.
+    """
+
+    def __init__(self, model: nn.Module, amp: bool = False, channels_last: bool = False) -> None:
+        super().__init__()
+        self.amp = amp
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        with evaluation_mode(model), torch.no_grad():
+            if isinstance(model, nn.Sequential):
+                self.net: nn.Module = nn.Sequential(*_folded(copy.deepcopy(list(_flattened(model)))))
+                self.net.requires_grad_(False).to(memory_format=self.format)
+            else:
+                self.net = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=self.format)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.amp):
+            return self.net(x).to(x.dtype)  # type: ignore[no-any-return]
+
+
+def _flattened(chain: nn.Sequential) -> Iterator[nn.Module]:
+    """The layers of nested chains, one after the other."""
+    for module in chain:
+        if isinstance(module, nn.Sequential):
+            yield from _flattened(module)
+        else:
+            yield module
+
+
+def _folded(layers: list[nn.Module]) -> list[nn.Module]:
+    """The layers without the BatchNorm that the layer before can take over."""
+    result: list[nn.Module] = []
+    for layer in layers:
+        before = result[-1] if result else None
+        if isinstance(layer, nn.BatchNorm2d) and isinstance(before, nn.Conv2d) and _folds(layer):
+            result[-1] = fuse_conv_bn_eval(before, layer)
+        elif isinstance(layer, nn.BatchNorm1d) and isinstance(before, nn.Linear) and _folds(layer):
+            result[-1] = fuse_linear_bn_eval(before, layer)
+        else:
+            result.append(layer)
+    return result
+
+
+def _folds(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
+    return norm.running_mean is not None

@@ -1,0 +1,62 @@
+"""One pass over batches with any loss: what certified and natural epochs have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cure_plugin.training.objective import Outcome
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+BatchLoss = Callable[[Tensor, Tensor], Outcome]
+
+
+def natural_loss(model: nn.Module) -> BatchLoss:
+    """Cross entropy of the clean batch as a loss for :func:`run_epoch`."""
+
+    def loss(x: Tensor, y: Tensor) -> Outcome:
+        return Outcome(F.cross_entropy(model(x), y), {})
+
+    return loss
+
+
+def run_epoch(
+    model: nn.Module,
+    batches: Batches,
+    loss: BatchLoss,
+    optimizer: torch.optim.Optimizer,
+    l1_penalty: float = 0.0,
+    clip: float | None = None,
+) -> dict[str, float]:
+    """Train in training mode on every batch once; gradients of earlier batches or epochs play no part.
+
+    Args:
+        batches: (x, y) pairs.
+        loss: what to minimise.
+        l1_penalty: weight of the parameters' l1 norm, added to the loss.
+        clip: largest l2 norm of the gradient.
+
+    Returns:
+        Means of the outcomes' figures over the samples, and of ``loss`` (with the penalty).
+    """
+    model.train()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    totals: dict[str, float] = {}
+    samples = 0
+    for x, y in batches:
+        optimizer.zero_grad()
+        outcome = loss(x, y)
+        total = outcome.loss
+        if l1_penalty:
+            total = total + l1_penalty * torch.stack([p.abs().sum() for p in parameters]).sum()
+        total.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+        samples += len(x)
+        for name, value in {**outcome.figures, "loss": float(total.detach())}.items():
+            totals[name] = totals.get(name, 0.0) + value * len(x)
+    return {name: value / samples for name, value in totals.items()}
