@@ -4,8 +4,8 @@ python benchmarks/reproduce.py small_mnist_small --data FOLDER               # a
 python benchmarks/reproduce.py small_mnist_small --methods scratch --seeds 2 --data FOLDER
 python benchmarks/reproduce.py mnist_small --methods scratch --device cuda --data FOLDER
 
-A run that stopped goes on where it was; one that is done is not repeated. `python benchmarks/ledger.py render` makes the
-tables, `python benchmarks/plot_reproduce.py` the plots.
+A run that stopped goes on where it was; one that is done is not repeated. `python benchmarks/ledger.py render` makes
+the tables and plots.
 """
 
 from __future__ import annotations

@@ -116,9 +116,7 @@ def pgd_variables(
     labels = torch.cat([y for _, y, _ in jobs])
     lengths = list(first_steps) if first_steps is not None else [p.attack_step for _, _, p in jobs]
     variables = [_start(x, perturbation, random_start, generator) for x, _, perturbation in jobs]
-    kept = [
-        (v, torch.full((n,), -torch.inf, dtype=v.dtype, device=v.device)) for v, n in zip(variables, sizes, strict=True)
-    ]
+    kept = [(v, v.new_full((n,), -torch.inf)) for v, n in zip(variables, sizes, strict=True)]
     directions: list[Tensor | None] = [None] * len(jobs)
     with evaluation_mode(model), torch.enable_grad():
         for index in range(steps + 1 if best else steps):

@@ -68,7 +68,7 @@ def _fitted(weights: Any, spec: NetSpec, path: str | Path) -> nn.Sequential:
 
 
 def load_start(path: str | Path, spec: NetSpec) -> dict[str, Tensor]:
-    """Weights to go on training from: of a checkpoint of ours or a plain ``state_dict``, for the net ``spec`` describes.
+    """Weights to go on training from, of the net ``spec`` describes: a checkpoint of ours or a plain ``state_dict``.
 
     Raises:
         CheckpointError: unreadable, or weights that do not fit the net.

@@ -31,7 +31,10 @@ class AttackNet(nn.Module):
         with evaluation_mode(model), torch.no_grad():
             if isinstance(model, nn.Sequential):
                 self.net: nn.Module = nn.Sequential(*_folded(copy.deepcopy(list(_flattened(model)))))
-                self.net.requires_grad_(False).to(memory_format=self.format)
+                self.net.requires_grad_(False)
+                for parameter in self.net.parameters():
+                    if parameter.ndim == 4:
+                        parameter.data = parameter.data.contiguous(memory_format=self.format)
             else:
                 self.net = model
 
@@ -39,7 +42,7 @@ class AttackNet(nn.Module):
         if x.ndim == 4:
             x = x.contiguous(memory_format=self.format)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.amp):
-            return self.net(x).to(x.dtype)  # type: ignore[no-any-return]
+            return self.net(x).to(x.dtype)
 
 
 def _flattened(chain: nn.Sequential) -> Iterator[nn.Module]:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
+import random
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,13 +168,33 @@ def test_bad_recipes_are_refused(changes: dict[str, object], message: str) -> No
 
 
 def test_missing_recipe_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="unknown recipe 'nope'; shipped: demo_cure"):
+    with pytest.raises(SpecError, match="unknown recipe 'nope'; shipped: cifar_large/finetune"):
         load_recipe("nope")
+    with pytest.raises(SpecError, match="did you mean 'mnist_small/scratch'"):
+        load_recipe("mnist_small/scratsch")
     with pytest.raises(SpecError, match="cannot read recipe"):
         load_recipe(str(tmp_path / "x.yaml"))
     (tmp_path / "y.yaml").write_text("a: [")
     with pytest.raises(SpecError, match="is no YAML"):
         load_recipe(str(tmp_path / "y.yaml"))
+
+
+def test_a_file_of_several_methods(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "{data: mnist-slice, net: cnn_small, epochs: 3, ramp_epochs: 1, sets: [{set: l2=0.5}],"
+        " methods: {a: {strategy: max}, b: {epochs: 4}}}"
+    )
+    assert load_recipe(f"{path}/b").epochs == 4 and load_recipe(f"{path}/a").epochs == 3
+    assert load_recipe(f"{path}/a", {"epochs": "5"}).epochs == 5
+    for name in (f"{path}", f"{path}/c"):
+        with pytest.raises(SpecError, match="names none of the methods in the file: a, b"):
+            load_recipe(name)
+
+
+def test_bad_keys_of_a_set_are_named() -> None:
+    with pytest.raises(SpecError, match="unknown key of a set 'ration'; did you mean 'ratio'"):
+        recipe_from_mapping({**RECIPE.to_mapping(), "sets": [{"set": "l2=0.5", "ration": 0.4}]})
 
 
 @pytest.mark.parametrize("strategy", ["random", "max"])
@@ -195,3 +221,120 @@ def test_certified_epochs_move_the_running_statistics(data: ImageData) -> None:
     before = trainer.net[1].running_mean.clone()  # type: ignore[union-attr,operator]
     trainer.run()
     assert not torch.equal(before, trainer.net[1].running_mean)  # type: ignore[arg-type]
+
+
+def test_finetuning_goes_on_from_a_checkpoint_or_a_state_dict(data: ImageData, tmp_path: Path) -> None:
+    first = Trainer(replace(RECIPE, epochs=2), data, tmp_path / "first")
+    first.run()
+    torch.save(first.net.state_dict(), tmp_path / "plain.pt")
+    results = []
+    for start in (tmp_path / "first" / "checkpoint.pt", tmp_path / "plain.pt"):
+        recipe = replace(RECIPE, start=str(start), natural_epochs=0, ramp_epochs=1, epochs=2)
+        trainer = Trainer(recipe, data, tmp_path / start.stem)
+        assert torch.equal(weights(trainer), weights(first))
+        trainer.run()
+        results.append(weights(trainer))
+        again = Trainer(recipe, data, tmp_path / start.stem)  # resumed from its own weights, not from the start's
+        assert torch.equal(weights(again), results[-1]) and not torch.equal(results[-1], weights(first))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "other net"])
+def test_a_start_that_does_not_fit_is_named(damage: str, data: ImageData, tmp_path: Path) -> None:
+    path = tmp_path / "start.pt"
+    message = "is no file; this recipe goes on from a trained net"
+    if damage == "truncated":
+        path.write_bytes(b"PK")
+        message = "cannot read checkpoint"
+    elif damage == "other net":
+        torch.save({"0.weight": torch.zeros(3)}, path)
+        message = "does not fit net 'cnn_small'"
+    with pytest.raises(CheckpointError, match=message):
+        Trainer(replace(RECIPE, start=str(path)), data)
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_projection_starts_after_annealing_or_with_it(early: bool, data: ImageData) -> None:
+    recipe = replace(RECIPE, epochs=4, ramp_epochs=1.5, project_while_annealing=early)
+    trainer = Trainer(recipe, data)
+    trainer.run()
+    projected = ["natural_loss" in entry for entry in trainer.history]
+    assert projected == ([False, True, True, True] if early else [False, False, False, True])
+
+
+def test_projection_works_for_a_single_set(data: ImageData) -> None:
+    single = replace(RECIPE, sets=(SetRecipe("linf=0.05", 0.4),), strategy="single", alignment=0.0)
+    trainer = Trainer(single, data)
+    trainer.run()
+    assert "natural_loss" in trainer.history[-1]
+
+
+def test_nets_take_crops(data: ImageData, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, flip=True, crop=24, epochs=2, batch_size=75)
+    trainer = Trainer(recipe, data, tmp_path, test=data.first(20))
+    trainer.run()
+    assert load_net(tmp_path / "checkpoint.pt")[0].input_shape == (1, 24, 24)
+    assert 0 <= trainer.history[-1]["test.clean"] <= 1
+    again = Trainer(recipe, data)
+    again.run()
+    assert torch.equal(weights(trainer), weights(again))
+
+
+def test_checkpoints_of_before_a_recipe_key_existed_are_resumed(data: ImageData, tmp_path: Path) -> None:
+    trainer = Trainer(RECIPE, data, tmp_path)
+    trainer.run()
+    payload = load_checkpoint(tmp_path / "checkpoint.pt")
+    del payload["recipe"]["relu_shrink"], payload["recipe"]["start"]
+    torch.save(payload, tmp_path / "checkpoint.pt")
+    assert Trainer(RECIPE, data, tmp_path).epochs_done == RECIPE.epochs
+    with pytest.raises(CheckpointError, match="another recipe"):
+        Trainer(replace(RECIPE, relu_shrink=0.8), data, tmp_path)
+
+
+def test_a_universal_recipe_trains_on_the_slice() -> None:
+    sets = (SetRecipe("linf=0.05", 0.4), SetRecipe("l2=0.2"), SetRecipe("R(10)", 0.1), SetRecipe("patch=2x2", 0.2))
+    recipe = replace(RECIPE, sets=sets, align_from="weaker", epochs=2, ramp_epochs=1, natural_epochs=0)
+    trainer = Trainer(recipe, load_data("mnist-slice", True).first(60), test=load_data("mnist-slice", False).first(10))
+    trainer.run()
+    logged = trainer.history[-1]
+    assert {"loss.linf", "loss.l2", "loss.R(10)", "loss.patch2x2", "test.ibp.R(10)", "test.pgd.patch2x2"} <= set(logged)
+    assert all(math.isfinite(value) for value in logged.values())
+
+
+_RUN = """
+import sys
+from pathlib import Path
+from cure_plugin.datasets import load_data
+from cure_plugin.training import Trainer
+from cure_plugin.training.recipe import recipe_from_mapping
+import json
+recipe = recipe_from_mapping(json.loads(sys.argv[1]))
+Trainer(recipe, load_data("mnist-slice", True).first(400), Path(sys.argv[2])).run()
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_in_the_same_weights(tmp_path: Path) -> None:
+    """SIGKILL at random moments, writing checkpoints included; each new process goes on where the last one was."""
+    recipe = replace(RECIPE, epochs=6, ramp_epochs=2, batch_norm=True)
+    arguments = [sys.executable, "-c", _RUN, json.dumps(recipe.to_mapping())]
+    started = time.perf_counter()
+    subprocess.run([*arguments, str(tmp_path / "whole")], check=True)
+    whole_seconds = time.perf_counter() - started
+    chance = random.Random(0)
+    kills = 0
+    while True:
+        process = subprocess.Popen([*arguments, str(tmp_path / "killed")])
+        try:
+            process.wait(timeout=chance.uniform(0.3, 1.0) * whole_seconds)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert process.returncode == 0 and kills >= 1
+    whole, killed = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
+    assert all(torch.equal(value, killed["model"][name]) for name, value in whole["model"].items())
+    timeless = [[{**entry, "seconds": 0} for entry in payload["history"]] for payload in (whole, killed)]
+    assert timeless[0] == timeless[1]
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir() if path.suffix == ".pt") == ["checkpoint.pt"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from itertools import pairwise
 
@@ -28,6 +29,7 @@ from cure_plugin.training import (
     warmup_regularizer,
 )
 
+objective_module = importlib.import_module("cure_plugin.training.objective")
 LABELS = torch.tensor([0, 2, 1])
 
 
@@ -211,3 +213,44 @@ def test_the_objective_normalises_as_the_model_does(training: bool, images: Tens
     assert torch.equal(before, net[1].running_mean) != training
     outcome.loss.backward()
     assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_bounding_sets_one_by_one_changes_no_gradient(
+    batch_norm: bool, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recomputed graphs give the gradients of kept ones, also when another batch came between."""
+
+    def gradients(recompute: bool) -> list[Tensor]:
+        with monkeypatch.context() as patch:
+            if not recompute:
+                patch.setattr(objective_module, "checkpoint", lambda function, *arguments, **_: function(*arguments))
+            torch.manual_seed(5)
+            net = small_net("conv-batch-norm" if batch_norm else "plain").train()
+            bounded = bounded_module(net, (1, 8, 8))
+            mixed = objective(alignment=0.5, align_from="both", regularizer=0.5)
+            first = mixed(bounded, net, images, LABELS, 0.5, torch.Generator().manual_seed(0))
+            second = mixed(bounded, net, images.flip(0), LABELS.flip(0), 0.5, torch.Generator().manual_seed(1))
+            (first.loss + 2 * second.loss).backward()
+            return [p.grad for p in net.parameters() if p.grad is not None]
+
+    pairs = list(zip(gradients(True), gradients(False), strict=True))
+    assert pairs and all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+
+
+def test_running_statistics_are_those_of_the_clean_batch(images: Tensor) -> None:
+    def fresh() -> torch.nn.Sequential:
+        torch.manual_seed(5)
+        return small_net("conv-batch-norm").train()
+
+    def after(perturbation: PerturbationLpBall, loss: str) -> Tensor:
+        net = fresh()
+        sets = [TrainingSet(perturbation, 0.01, loss, 0.5), TrainingSet(PerturbationLpBall(1, 0.5), 0.5)]
+        outcome = CureObjective(sets)(bounded_module(net, (1, 8, 8)), net, images, LABELS)
+        outcome.loss.backward()
+        return net[1].running_mean.clone()
+
+    clean = fresh()
+    clean(images)
+    for loss in ("sabr", "adversarial", "mtl-ibp"):
+        assert torch.allclose(after(PerturbationLpBall(2, 2.0), loss), clean[1].running_mean, atol=1e-6)

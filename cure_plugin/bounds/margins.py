@@ -102,7 +102,9 @@ def elided(margins: Tensor) -> Tensor:
 
 
 def elided_cross_entropy(vector: Tensor) -> Tensor:
-    """CE(d, 0) per sample of an elided vector d (B, C): of bounds, an upper bound of the worst cross entropy over the set
-    (Wong and Kolter 2018); (B,)."""
+    """CE(d, 0) per sample of an elided vector d (B, C); (B,).
+
+    Of bounds, it is an upper bound of the worst cross entropy over the set (Wong and Kolter 2018).
+    """
     target = torch.zeros(vector.shape[0], dtype=torch.long, device=vector.device)
     return F.cross_entropy(vector, target, reduction="none")

@@ -42,9 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("train", help="train a net by a recipe")
-    command.add_argument("recipe", help=f"a .yaml file or one of: {', '.join(shipped_recipes())}")
+    command.add_argument("recipe", help=f"a .yaml file or one of: {', '.join(_grouped(shipped_recipes()))}")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys to change")
     command.add_argument("--out", type=Path, required=True, help="folder for checkpoint.pt and training.jsonl")
+    command.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to train")
     _add_data(command)
     command.set_defaults(run=train)
 
@@ -91,6 +92,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, default=Path("out/demo"), help="folder; an earlier run there is reused")
     command.set_defaults(run=lambda options: run_demo(options.out, print))
     return parser
+
+
+def _grouped(names: Sequence[str]) -> list[str]:
+    """``file/method`` names in one entry per file."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        file, _, method = name.partition("/")
+        groups.setdefault(file, []).append(method)
+    return [f"{file}/{{{','.join(methods)}}}" if methods[0] else file for file, methods in groups.items()]
 
 
 def _add_test_images(command: argparse.ArgumentParser, count: int) -> None:

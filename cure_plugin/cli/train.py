@@ -5,14 +5,25 @@ from __future__ import annotations
 import argparse
 import json
 
+import torch
+
 from cure_plugin.datasets import load_data
 from cure_plugin.errors import SpecError
 from cure_plugin.files import write_text
 from cure_plugin.training import Trainer, load_recipe
 
+_LOGGED_IMAGES = 500
+"""Test images that the log's figures are of."""
+
 
 def train(options: argparse.Namespace) -> None:
-    """Train by a recipe, resuming an earlier run in the same folder."""
+    """Train by a recipe, resuming an earlier run in the same folder.
+
+    Raises:
+        SpecError: an override that is no key=value, a device that is not there, or a bad recipe.
+    """
+    if options.device != "cpu" and not torch.cuda.is_available():
+        raise SpecError(f"device {options.device!r} is not available here; use cpu")
     overrides = {}
     for text in options.overrides:
         key, separator, value = text.partition("=")
@@ -20,7 +31,9 @@ def train(options: argparse.Namespace) -> None:
             raise SpecError(f"an override is written key=value, got {text!r}")
         overrides[key] = value
     recipe = load_recipe(options.recipe, overrides)
-    trainer = Trainer(recipe, load_data(recipe.data, True, options.data), options.out)
+    test = load_data(recipe.data, False, options.data)
+    test = test.first(min(_LOGGED_IMAGES, len(test)))
+    trainer = Trainer(recipe, load_data(recipe.data, True, options.data), options.out, options.device, test)
     if trainer.epochs_done:
         print(f"found {trainer.epochs_done} of {recipe.epochs} epochs in {options.out}")
     trainer.run(progress=True)

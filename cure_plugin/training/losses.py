@@ -1,7 +1,7 @@
 """Losses for one perturbation set, as plain functions of bounds and attack points; any registered set will do.
 
-Each takes clean inputs ``x`` (B, *input) and labels ``y`` (B,) and returns a :class:`SetLoss`. Attack variables come from
-:func:`cure_plugin.attacks.pgd_variable`. In training mode with BatchNorm, call
+Each takes clean inputs ``x`` (B, *input) and labels ``y`` (B,) and returns a :class:`SetLoss`. Attack variables come
+from :func:`cure_plugin.attacks.pgd_variable`. In training mode with BatchNorm, call
 :func:`cure_plugin.training.batch_norm.use_batch_statistics` first: bounds then normalise as the batch does.
 """
 
@@ -51,8 +51,8 @@ def sabr_loss(
 ) -> SetLoss:
     """Interval bounds over the set's own small region around an attack (SABR: Mueller et al. 2023).
 
-    The region lies inside the set: a box for linf, a small ball for l1 and l2 (through the first layer's dual norm), a small
-    box of parameters for a geometric set, the attacked position with a small box of contents for a patch.
+    The region lies inside the set: a box for linf, a small ball for l1 and l2 (through the first layer's dual norm), a
+    small box of parameters for a geometric set, the attacked position with a small box of contents for a patch.
 
     Args:
         ratio: lambda in [0, 1], the region's size relative to the set's.
@@ -115,7 +115,7 @@ def cc_ibp_loss(
     variable: Tensor,
     mix: float,
 ) -> SetLoss:
-    """Loss of (1 - ``mix``) times the attacked elided logits plus ``mix`` times IBP's (CC-IBP: De Palma et al. 2024)."""
+    """Loss of (1 - ``mix``) times the attacked elided logits plus ``mix`` times IBP's (CC-IBP, the same paper)."""
     _check_share("mix", mix)
     attacked = adversarial_loss(model, x, y, perturbation, variable)
     verified = ibp_loss(bounded, x, y, perturbation)

@@ -180,7 +180,7 @@ class CureObjective:
             chosen = [k for k, part in enumerate(parts) if len(part)]  # a batch may be smaller than the number of sets
             inputs = {k: (x[parts[k].to(x.device)], y[parts[k].to(x.device)]) for k in chosen}
         else:
-            inputs = {k: (x, y) for k in range(len(self.sets))}
+            inputs = dict.fromkeys(range(len(self.sets)), (x, y))
         scaled = {k: self.sets[k].perturbation.scaled(scale) for k in inputs}
         variables = self._attack(model, inputs, scaled, generator)
         statistics = use_batch_statistics(bounded, model, x)

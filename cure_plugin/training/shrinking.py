@@ -12,7 +12,7 @@ from auto_LiRPA.operators import BoundRelu
 
 @contextmanager
 def relu_shrinking(factor: float) -> Iterator[None]:
-    """For a while, multiply the upper bounds of ReLUs that may be both on and off by ``factor`` (SABR's setting for CIFAR-10).
+    """For a while, multiply the upper bounds of ReLUs that may be on or off by ``factor`` (SABR, on CIFAR-10).
 
     Args:
         factor: in (0, 1]; 1 changes nothing.

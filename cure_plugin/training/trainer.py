@@ -70,7 +70,7 @@ class Trainer:
         if self.path is not None and self.path.exists():
             self._restore(self.path)
         elif recipe.start:
-            self.net.load_state_dict(load_start(recipe.start, self.spec))
+            self.net.load_state_dict(self._start_weights(recipe.start))
         self.bounded = bounded_module(self.net, shape)
 
     def run(self, progress: bool = False) -> nn.Sequential:
@@ -186,6 +186,14 @@ class Trainer:
                 "natural_optimizer": self.natural_optimizer.state_dict(),
             },
         )
+
+    def _start_weights(self, start: str) -> dict[str, Tensor]:
+        if not Path(start).is_file():
+            raise CheckpointError(
+                f"start {start!r} is no file; this recipe goes on from a trained net, so train one and give "
+                "start=PATH of its checkpoint or state_dict"
+            )
+        return load_start(start, self.spec)
 
     def _restore(self, path: Path) -> None:
         payload = load_checkpoint(path)

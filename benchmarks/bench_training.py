@@ -1,0 +1,140 @@
+"""A CURE step beside its floor: the forward and backward passes that the algorithm cannot do without, in the same run.
+
+python benchmarks/bench_training.py [--nets cnn_small cnn7_narrow cnn7] [--batch 128] [--record]
+
+Floor of n sets and k attack steps on a batch of B images, every pass on plain PyTorch without BatchNorm (folded away):
+k forward and backward passes, gradients for the input only, on n B images; per set one forward and backward pass on 2 B
+images, the interval's centres and radii; with BatchNorm one more on B images, for the batch's statistics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from ledger import record
+from torch.profiler import ProfilerActivity, profile
+
+from cure_plugin.bounds.module import bounded_module
+from cure_plugin.folding import AttackNet
+from cure_plugin.nets import NETS, NetSpec, build_net
+from cure_plugin.sets import set_spec
+from cure_plugin.training import CureObjective, TrainingSet
+
+SETS = (("linf=0.1", 0.4), ("l2=0.5", 0.4))
+ATTACK_STEPS = 8
+
+
+def seconds(action: Callable[[], Any], budget: float) -> float:
+    """Median time of one call, after one to warm up, over at least three calls and ``budget`` seconds."""
+    action()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < budget:
+        started = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - started)
+    return sorted(times)[len(times) // 2]
+
+
+def peak_bytes(action: Callable[[], Any]) -> int:
+    """Most tensor memory that ``action`` held at once, above what was held before."""
+    action()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        action()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+class Step:
+    """One optimisation step of a net of its own."""
+
+    def __init__(self, net_name: str, batch_norm: bool, batch: int, objective: CureObjective) -> None:
+        spec = NetSpec(net_name, (1, 28, 28), batch_norm=batch_norm)
+        self.net = build_net(spec, torch.Generator().manual_seed(0)).train()
+        self.bounded = bounded_module(self.net, spec.input_shape)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=5e-4)
+        generator = torch.Generator().manual_seed(1)
+        self.x = torch.rand(batch, 1, 28, 28, generator=generator)
+        self.y = torch.randint(10, (batch,), generator=generator)
+        self.objective = objective
+
+    def __call__(self) -> None:
+        generator = torch.Generator().manual_seed(2)
+        self.optimizer.zero_grad()
+        self.objective(self.bounded, self.net, self.x, self.y, generator=generator).loss.backward()
+        self.optimizer.step()
+
+    def state_bytes(self) -> int:
+        """Weights, their gradients and Adam's two moments."""
+        return 4 * sum(parameter.numel() * parameter.element_size() for parameter in self.net.parameters())
+
+
+def floor(step: Step, sets: int, batch_norm: bool, budget: float) -> float:
+    """Seconds of the passes that no implementation avoids."""
+    folded = AttackNet(step.net)
+    x, y = step.x, step.y
+    many, labels = x.repeat(sets, 1, 1, 1).requires_grad_(), y.repeat(sets)
+
+    def attack() -> None:
+        torch.autograd.grad(F.cross_entropy(folded(many), labels), many)
+
+    attack_seconds = seconds(attack, budget)
+    folded.requires_grad_(True)
+    two, two_labels = x.repeat(2, 1, 1, 1), y.repeat(2)
+    region_seconds = seconds(lambda: F.cross_entropy(folded(two), two_labels).backward(), budget)
+    statistics_seconds = seconds(lambda: F.cross_entropy(folded(x), y).backward(), budget) if batch_norm else 0.0
+    return ATTACK_STEPS * attack_seconds + sets * region_seconds + statistics_seconds
+
+
+def measure(net_name: str, batch: int, budget: float) -> dict[str, Any]:
+    """One net's row; the paper's nets have BatchNorm, cnn_small has none."""
+    batch_norm = net_name != "cnn_small"
+    sets = [TrainingSet(set_spec(text).build(), ratio) for text, ratio in SETS]
+    cure = CureObjective(sets, strategy="max", alignment=0.5, align_from="l2", attack_steps=ATTACK_STEPS)
+    sabr = CureObjective(sets[:1], strategy="single", attack_steps=ATTACK_STEPS)
+    step, single = (Step(net_name, batch_norm, batch, objective) for objective in (cure, sabr))
+    row: dict[str, Any] = {"net": net_name, "batch_norm": batch_norm, "batch": batch}
+    for name, each, count in (("cure", step, len(sets)), ("sabr", single, 1)):
+        needed = floor(each, count, batch_norm, budget)
+        taken = seconds(each, budget)
+        needed = (needed + floor(each, count, batch_norm, budget)) / 2  # before and after, as clocks drift
+        peak = peak_bytes(each) + each.state_bytes()
+        row[name] = {"step": taken, "floor": needed, "ratio": taken / needed, "peak_mib": peak / 2**20}
+    row["images_per_second"] = batch / row["cure"]["step"]
+    row["memory_ratio"] = row["cure"]["peak_mib"] / row["sabr"]["peak_mib"]
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time and memory of a training step over its floor.")
+    parser.add_argument("--nets", nargs="+", choices=list(NETS), default=["cnn_small", "cnn7_narrow", "cnn7"])
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--budget", type=float, default=5.0, help="seconds per measurement")
+    parser.add_argument("--record", action="store_true", help="write benchmarks/results/training-step.json")
+    options = parser.parse_args()
+    rows = []
+    for name in options.nets:
+        row = measure(name, options.batch, options.budget)
+        rows.append(row)
+        print(
+            f"{name}: step {row['cure']['step']:.3f} s, {row['cure']['ratio']:.2f} x floor (SABR for linf alone "
+            f"{row['sabr']['step']:.3f} s, {row['sabr']['ratio']:.2f} x its floor), {row['images_per_second']:.0f} "
+            f"images/s; peak {row['cure']['peak_mib']:.0f} MiB, {row['memory_ratio']:.2f} x SABR's",
+            flush=True,
+        )
+    if options.record:
+        figures = {"threads": torch.get_num_threads(), "sets": SETS, "attack_steps": ATTACK_STEPS, "rows": rows}
+        record("training-step", "python benchmarks/bench_training.py", 0, figures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
