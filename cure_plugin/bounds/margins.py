@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from dataclasses import replace as replaced
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,13 @@ class LayerBounds:
     def select(self, index: Tensor) -> LayerBounds:
         """Those of the samples ``index``."""
         boxes = {name: (low[index], high[index]) for name, (low, high) in self.boxes.items()}
-        return replace(self, margins=self.margins[index], boxes=boxes)
+        return replaced(self, margins=self.margins[index], boxes=boxes)
+
+    def replace(self, index: Tensor, better: LayerBounds) -> None:
+        """Put ``better`` in the place of the samples ``index``."""
+        self.margins[index] = better.margins
+        for name, (low, high) in better.boxes.items():
+            self.boxes[name][0][index], self.boxes[name][1][index] = low, high
 
     @staticmethod
     def join(parts: Sequence[LayerBounds]) -> LayerBounds:
@@ -51,7 +58,7 @@ class LayerBounds:
             name: (torch.cat([p.boxes[name][0] for p in parts]), torch.cat([p.boxes[name][1] for p in parts]))
             for name in parts[0].boxes
         }
-        return replace(parts[0], margins=torch.cat([part.margins for part in parts]), boxes=boxes)
+        return replaced(parts[0], margins=torch.cat([part.margins for part in parts]), boxes=boxes)
 
 
 def margin_matrix(y: Tensor, classes: int) -> Tensor:

@@ -82,6 +82,7 @@ class PerturbationGeometric(PerturbationSet):
         if not bool((torch.isfinite(self.lower) & torch.isfinite(self.upper) & (self.lower <= self.upper)).all()):
             raise SpecError(f"parameter ranges must be finite with lower <= upper, got {lower!r} and {upper!r}")
         self.name = "".join(self.names)
+        self.planes = True
         self._cache: tuple[Any, Tensor, tuple[Tensor, ...]] | None = None
 
     @classmethod
@@ -114,7 +115,8 @@ class PerturbationGeometric(PerturbationSet):
             spatial = sum(name not in ("C", "B") for name in self.parameters)
             with torch.no_grad():
                 hull = interval_hull(x, self.names, lower, upper, _HULL_PIECES.get(spatial, 2))
-                planes = linear_planes(x, self.names, lower, upper, _PLANE_PIECES.get(spatial, 4))
+                pieces = _PLANE_PIECES.get(spatial, 4)
+                planes = linear_planes(x, self.names, lower, upper, pieces) if self.planes else ()
             self._cache = (key, x, (*hull, *planes))  # holding x keeps its memory from being used again
         return self._cache[2]
 
@@ -127,10 +129,13 @@ class PerturbationGeometric(PerturbationSet):
 
     def deviation(self, x: Tensor, rows: Rows) -> Tensor:
         """The better of two lower bounds: over the hull's box, and over the planes' parameter box."""
-        low, high, lower_slope, lower_offset, upper_slope, upper_offset = self._relaxed(x)
+        low, high, *planes = self._relaxed(x)
         positive = replace(rows, coefficients=rows.coefficients.clamp(min=0))
         negative = replace(rows, coefficients=rows.coefficients.clamp(max=0))
         over_box = dot(positive, low - x) + dot(negative, high - x)
+        if not self.planes:
+            return over_box
+        lower_slope, lower_offset, upper_slope, upper_offset = planes
         over_planes = dot(positive, lower_offset - x) + dot(negative, upper_offset - x)
         lower, upper = self._ranges(x)
         # outward: the planes' centre is (lower + upper) / 2 up to rounding
@@ -139,6 +144,9 @@ class PerturbationGeometric(PerturbationSet):
             slope = dot(positive, lower_slope[:, d]) + dot(negative, upper_slope[:, d])
             over_planes = over_planes - slope.abs() * rows.per_sample(radius[:, d]).squeeze(-1)
         return torch.maximum(over_box, over_planes)
+
+    def refines_first_layer(self) -> bool:
+        return self.planes
 
     # -- points --------------------------------------------------------------------------------
 
@@ -279,15 +287,20 @@ class PerturbationGeometric(PerturbationSet):
         return self._with(torch.stack(lowers), torch.stack(uppers))
 
     def small_region(self, x: Tensor, variable: Tensor, ratio: float) -> tuple[Tensor, PerturbationSet]:
-        """The clean image with a parameter box of relative size ``ratio`` around the attack's parameters."""
+        """The clean image with a parameter box of relative size ``ratio`` around the attack's parameters.
+
+        Its bounds are those of the pixels' hull alone: for small regions the planes gain next to nothing, at five
+        times the work.
+        """
         if not 0 <= ratio <= 1:
             raise SpecError(f"ratio (lambda) must lie in [0, 1], got {ratio!r}")
         lower, upper = self._ranges(x)
         reach = ratio * (upper - lower) / 2
         centre = torch.minimum(torch.maximum(variable, lower + reach), upper - reach)
-        return x, self._with(
-            torch.maximum(centre - reach, lower).double(), torch.minimum(centre + reach, upper).double()
-        )
+        ends = torch.maximum(centre - reach, lower), torch.minimum(centre + reach, upper)
+        region = self._with(ends[0].double(), ends[1].double())
+        region.planes = False
+        return x, region
 
     def needs_attack(self, ratio: float) -> bool:
         return ratio < 1

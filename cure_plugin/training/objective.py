@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,8 +23,6 @@ from cure_plugin.training.losses import (
     crown_ibp_loss,
     ibp_loss,
     mtl_ibp_loss,
-    sabr_box_loss,
-    sabr_loss,
 )
 from cure_plugin.training.regularizer import warmup_regularizer
 from cure_plugin.training.shrinking import relu_shrinking
@@ -188,7 +186,8 @@ class CureObjective:
         results: dict[int, SetLoss] = {}
         penalty = x.new_zeros(())
         for k in inputs:
-            arguments = (bounded, model, inputs[k], self.sets[k], scaled[k], variables[k], statistics, k == watched)
+            loss_of_set = _loss_of(self.sets[k], bounded, model, *inputs[k], scaled[k], variables[k])
+            arguments = (bounded, loss_of_set, statistics, k == watched)
             if k == max(inputs) or not torch.is_grad_enabled():
                 result, share = self._one_set(*arguments)
             else:
@@ -224,23 +223,14 @@ class CureObjective:
         return min(bounding, key=lambda k: (self.names[k] != "linf", k), default=None)
 
     def _one_set(
-        self,
-        bounded: BoundedModule,
-        model: nn.Module,
-        inputs: tuple[Tensor, Tensor],
-        training_set: TrainingSet,
-        perturbation: PerturbationSet,
-        variable: Tensor,
-        statistics: Statistics,
-        watched: bool,
+        self, bounded: BoundedModule, loss: Callable[[], SetLoss], statistics: Statistics, watched: bool
     ) -> tuple[SetLoss, Tensor]:
-        """(the set's loss, the regulariser's penalty where this set is ``watched``)."""
-        x, y = inputs
+        """(a set's loss, the regulariser's penalty where this set is ``watched``)."""
         restore_statistics(statistics)
         with relu_shrinking(self.relu_shrink):
-            result = _loss_of(training_set, bounded, model, x, y, perturbation, variable)
+            result = loss()
         if not watched:
-            return result, x.new_zeros(())
+            return result, result.values.new_zeros(())
         lower, upper = next(node for node in bounded.modules() if type(node).__name__ == "BoundInput").interval[:2]
         return result, warmup_regularizer(bounded, upper - lower)
 
@@ -279,19 +269,19 @@ def _loss_of(
     y: Tensor,
     perturbation: PerturbationSet,
     variable: Tensor,
-) -> SetLoss:
-    """The loss that ``training_set`` names, of its set at present size."""
-    kind, ratio, mix = training_set.loss, training_set.ratio, training_set.mix
-    if kind == "sabr":
-        return sabr_loss(bounded, x, y, perturbation, variable, ratio)
-    if kind == "sabr-box":
-        return sabr_box_loss(bounded, x, y, perturbation, variable, ratio)
+) -> Callable[[], SetLoss]:
+    """The loss that ``training_set`` names, of its set at present size, ready to be computed once or twice."""
+    kind, mix = training_set.loss, training_set.mix
+    if kind in ("sabr", "sabr-box"):
+        cut = perturbation.small_region if kind == "sabr" else perturbation.small_box
+        centre, region = cut(x, variable, training_set.ratio)
+        return lambda: ibp_loss(bounded, centre, y, region)
     if kind == "ibp":
-        return ibp_loss(bounded, x, y, perturbation)
+        return lambda: ibp_loss(bounded, x, y, perturbation)
     if kind == "crown-ibp":
-        return crown_ibp_loss(bounded, x, y, perturbation, mix)
+        return lambda: crown_ibp_loss(bounded, x, y, perturbation, mix)
     if kind == "mtl-ibp":
-        return mtl_ibp_loss(bounded, model, x, y, perturbation, variable, mix)
+        return lambda: mtl_ibp_loss(bounded, model, x, y, perturbation, variable, mix)
     if kind == "cc-ibp":
-        return cc_ibp_loss(bounded, model, x, y, perturbation, variable, mix)
-    return adversarial_loss(model, x, y, perturbation, variable)
+        return lambda: cc_ibp_loss(bounded, model, x, y, perturbation, variable, mix)
+    return lambda: adversarial_loss(model, x, y, perturbation, variable)
