@@ -93,7 +93,8 @@ class CoupledBounds:
         """Lower bounds of z_y - z_j for j != y over the set around ``x``, and the boxes found on the way.
 
         Args:
-            target: stop early once every margin is above it, (B,); default: 0.
+            target: stop early once every margin is above it, or plainly out of its reach, (B,); default: 0.
+                Infinity asks for the best bounds there are.
             known: what :func:`crown_bounds` gave for the same; default: computed here.
         """
         known = known or crown_bounds(self.bounded, x, y, perturbation)
@@ -102,7 +103,8 @@ class CoupledBounds:
         with default_dtype(x.dtype):
             result, at_clean = self._round(x, y, perturbation, target, known, full.third())
             worst = result.margins.amin(1)
-            left = ((worst <= target) & (worst > -_HOPELESS * at_clean.amin(1).clamp(min=0))).nonzero().flatten()
+            hopeless = (worst < -_HOPELESS * at_clean.amin(1).clamp(min=0)) & target.isfinite()
+            left = ((worst <= target) & ~hopeless).nonzero().flatten()
             if left.numel():
                 some, so_far = perturbation.select(x, left), result.select(left)
                 better, _ = self._round(x[left], y[left], some, target[left], so_far, full)
