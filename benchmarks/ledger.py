@@ -16,6 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import reproduce_report
+
+from cure_plugin.sets import set_spec
+
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 
@@ -183,6 +187,54 @@ def splitting_table() -> str:
     return "\n".join(lines)
 
 
+def reproduce_tables() -> str:
+    """The runs of reproduce.py; their plots go to docs/images on the way."""
+    settings = {path.stem.rsplit("-", 2)[0] for path in (RESULTS / "reproduce").glob("*.json")}
+    for setting in settings:
+        reproduce_report.plot(RESULTS, setting, ROOT / "docs" / "images" / f"{setting}.svg")
+    return reproduce_report.tables(RESULTS)
+
+
+def universal_table() -> str:
+    """The figures of bench_universal.py as a Markdown table."""
+    entry = json.loads((RESULTS / "universal.json").read_text())
+    figures = entry["figures"]
+    seen, unseen = ([set_spec(text) for text in figures[key]] for key in ("seen", "unseen"))
+    columns = [*seen, *unseen]
+    lines = [
+        "| trained for | clean | " + " | ".join([*map(str, seen), *(f"*{spec}*" for spec in unseen)]) + " |",
+        "|---|---|" + "---|" * len(columns),
+    ]
+    for method, shares in figures["methods"].items():
+        cells = [f"{100 * shares['certified'][s.name]:.1f} ({100 * shares['pgd'][s.name]:.1f})" for s in columns]
+        lines.append(f"| {method} | {100 * shares['clean']:.1f} | " + " | ".join(cells) + " |")
+    threads = figures["threads"]
+    lines += [
+        "",
+        f"Percent certified (PGD leaves) of {figures['images']} test images of the slice; *unseen* in italics; "
+        f"{threads} thread{'s' if threads > 1 else ''}, {entry['hardware']['cpu']}, commit {entry['commit']}, "
+        f"`{entry['command']}`.",
+    ]
+    return "\n".join(lines)
+
+
+def training_step_table() -> str:
+    """The figures of bench_training.py as a Markdown table."""
+    entry = json.loads((RESULTS / "training-step.json").read_text())
+    lines = [
+        "| net | CURE step, s | over its floor | images/s | peak MiB (over SABR's) | SABR step, s | over its floor |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in entry["figures"]["rows"]:
+        cure, sabr = row["cure"], row["sabr"]
+        lines.append(
+            f"| {row['net']} | {cure['step']:.2f} | {cure['ratio']:.2f} | {row['images_per_second']:.0f} | "
+            f"{cure['peak_mib']:.0f} ({row['memory_ratio']:.2f}) | {sabr['step']:.2f} | {sabr['ratio']:.2f} |"
+        )
+    lines += ["", f"Batches of {entry['figures']['rows'][0]['batch']}, linf and l2; {shown_origin(entry)}."]
+    return "\n".join(lines)
+
+
 def shown_origin(entry: dict[str, Any]) -> str:
     """Where and how a result was measured."""
     threads = entry["figures"]["threads"]
@@ -197,6 +249,9 @@ TABLES = {
     "certify": certify_table,
     "loop": loop_table,
     "splitting": splitting_table,
+    "reproduce": reproduce_tables,
+    "universal": universal_table,
+    "training-step": training_step_table,
 }
 
 
@@ -206,6 +261,8 @@ def render() -> None:
     text = readme.read_text()
     for name, table in TABLES.items():
         pattern = rf"(<!-- table {name} -->\n).*?(<!-- end -->)"
+        if not re.search(pattern, text, flags=re.S):
+            continue
         text = re.sub(pattern, lambda match, table=table: match[1] + table() + "\n" + match[2], text, flags=re.S)
     readme.write_text(text)
 

@@ -15,7 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import bench_certify
 import bench_sets
 import bench_splitting
+import bench_training
 import ledger
+import reproduce
+import reproduce_report
 
 
 @pytest.mark.parametrize("angle", bench_sets.ANGLES)
@@ -79,3 +82,54 @@ def test_splitting_is_measured_and_resumed(tmp_path: Path, monkeypatch: pytest.M
     assert {**first, "peak_gigabytes": 0} == {**again, "peak_gigabytes": 0}
     assert first["images"] == 3 and first["certified"] <= first["pgd"] <= 1 and first["cgt_splits"] == 7
     assert "R(1)" in bench_splitting.shown(first)
+
+
+def test_reproduce_trains_certifies_records_once_and_reports(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(ledger, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(reproduce, "load_data", lambda name, train, root: load_data(name, train).first(40))
+    changes = ["data=mnist-slice", "epochs=2", "natural_epochs=1", "ramp_epochs=0", "milestones=[]", "batch_size=20"]
+    arguments = ["small_mnist_small", *changes, "--methods", "linf", "finetune", "--images", "4", "--no-progress"]
+    command = ["reproduce.py", *arguments, "--seeds", "0", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", command)
+    reproduce.main()
+    first = capsys.readouterr().out
+    assert "small_mnist_small-linf-0: clean" in first and "small_mnist_small-finetune-0: clean" in first
+    entry = json.loads((tmp_path / "results" / "reproduce" / "small_mnist_small-finetune-0.json").read_text())
+    figures = entry["figures"]
+    assert figures["radii"] == ["linf=0.1", "l2=0.5", "l1=1.0"] and figures["images"] == 4
+    assert {"clean", "certified", "union", "train_seconds", "certify_seconds", "overrides"} <= set(figures) and entry[
+        "seed"
+    ] == 0
+    monkeypatch.setattr(reproduce, "Trainer", None)  # what is in the ledger is not run again
+    reproduce.main()
+    assert capsys.readouterr().out == first
+    text = reproduce_report.tables(tmp_path / "results")
+    assert "| CURE-Finetune | 2 | 0 |" in text and "union, PGD leaves" in text
+    pytest.importorskip("matplotlib")
+    reproduce_report.plot(tmp_path / "results", "small_mnist_small", tmp_path / "plot.svg")
+    assert "CURE-Finetune" in (tmp_path / "plot.svg").read_text()
+
+
+def test_shares_are_shown_with_their_spread() -> None:
+    assert reproduce_report.shown([0.5]) == "50.0" and reproduce_report.shown([0.5, 0.6]) == "55.0 ± 5.0"
+
+
+@pytest.mark.parametrize("net", ["cnn_small", "cnn7_narrow"])
+def test_training_steps_are_measured_against_a_floor(net: str) -> None:
+    row = bench_training.measure(net, 2, 0.0)
+    for name in ("cure", "sabr"):
+        assert row[name]["floor"] > 0 and row[name]["peak_mib"] > 0
+    assert row["memory_ratio"] > 0
+
+
+def test_peak_memory_counts_what_is_held_at_once() -> None:
+    def allocate() -> None:
+        kept = bench_training.torch.zeros(1 << 18)
+        for _ in range(3):
+            bench_training.torch.zeros(1 << 18)
+        del kept
+
+    assert bench_training.peak_bytes(allocate) == pytest.approx(2 * (4 << 18), rel=0.05)

@@ -12,6 +12,7 @@ from conftest import small_net
 
 from cure_plugin.checkpoint import load_net
 from cure_plugin.cli import main
+from cure_plugin.datasets import load_data
 from cure_plugin.export import export_onnx
 
 QUICK = ["epochs=1", "batch_size=200", "natural_epochs=1", "ramp_epochs=0", "gradient_projection=0"]
@@ -153,3 +154,25 @@ def test_unknown_commands_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
         main(["fly"])
     assert exit_information.value.code == 2
     assert "invalid choice" in capsys.readouterr().err
+
+
+def test_the_papers_recipes_run_for_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``cure train mnist_small/scratch --device cuda`` on as many images as a CPU can take: every part has its turn."""
+    monkeypatch.setattr("cure_plugin.cli.train.load_data", lambda name, train, root: load_data(name, train).first(4))
+    quick = ["data=mnist-slice", "batch_size=2", "epochs=3", "ramp_epochs=1", "milestones=[2]", "attack_steps=2"]
+    assert main(["train", "mnist_small/scratch", *quick, "--out", str(tmp_path)]) == 0
+    spec, _ = load_net(tmp_path / "checkpoint.pt")
+    assert spec.name == "cnn7" and spec.batch_norm
+    log = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
+    assert "natural_loss" in log[-1] and log[-1]["scale"] == 1.0 and "test.ibp.l2" in log[-1]
+
+
+def test_finetuning_without_a_start_says_how(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "mnist_small/finetune", "data=mnist-slice", "--out", str(tmp_path)]) == 2
+    assert "give start=PATH" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "demo_linf", "--device", "cuda", "--out", str(tmp_path)]) == 2
+    assert "device 'cuda' is not available here; use cpu" in capsys.readouterr().err

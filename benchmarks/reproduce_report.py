@@ -1,0 +1,107 @@
+"""Tables and plots of the runs that reproduce.py left in the ledger: one line per method, means over its seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cure_plugin.report.plots import load_pyplot
+
+ABLATIONS = ("scratch_clean", "ba_only", "gp_only", "gp_single", "plain_sum", "l2_attack_only", "l2_box")
+NAMES = {
+    "linf": "linf only (SABR)",
+    "l2": "l2 only",
+    "joint": "Joint",
+    "max": "Max",
+    "random": "Random",
+    "scratch": "CURE-Scratch",
+    "finetune": "CURE-Finetune",
+    "scratch_clean": "CURE-Scratch, smaller l2 region",
+    "ba_only": "Max + BA",
+    "gp_only": "Max + GP",
+    "gp_single": "linf only + GP",
+    "plain_sum": "Joint as plain sum",
+    "l2_attack_only": "Max, lambda_2 = 0",
+    "l2_box": "Max, l2 box of the paper",
+}
+"""Method -> what the tables call it."""
+
+
+def runs(results: Path, setting: str) -> dict[str, list[dict[str, Any]]]:
+    """Method -> its entries, one per seed; in the table's order."""
+    entries: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((results / "reproduce").glob(f"{setting}-*.json")):
+        entry = json.loads(path.read_text())
+        entries.setdefault(entry["figures"]["method"], []).append(entry)
+    return {method: entries[method] for method in NAMES if method in entries}
+
+
+def shown(values: Sequence[float]) -> str:
+    """Shares as percent: the mean, and half the range between seeds."""
+    mean, half = 100 * sum(values) / len(values), 50 * (max(values) - min(values))
+    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ± {half:.1f}"
+
+
+def table(results: Path, setting: str) -> str:
+    """One setting as a Markdown table; empty without runs."""
+    methods = runs(results, setting)
+    if not methods:
+        return ""
+    first = next(iter(methods.values()))[0]["figures"]
+    names = list(first["certified"])
+    lines = [
+        "| method | epochs | seeds | clean | "
+        + " | ".join(first["radii"])
+        + " | union | union, PGD leaves | training, min |",
+        "|---|---|---|---|" + "---|" * (len(names) + 3),
+    ]
+    for method, entries in methods.items():
+        figures = [entry["figures"] for entry in entries]
+        cells = [shown([f["clean"] for f in figures])]
+        cells += [shown([f["certified"][name] for f in figures]) for name in names]
+        cells += [shown([f[key] for f in figures]) for key in ("union", "union_pgd")]
+        minutes = sum(f["train_seconds"] for f in figures) / len(figures) / 60
+        seeds = ", ".join(str(entry["seed"]) for entry in entries)
+        lines.append(
+            f"| {NAMES[method]} | {figures[0]['epochs']} | {seeds} | " + " | ".join(cells) + f" | {minutes:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def tables(results: Path) -> str:
+    """All settings that have runs."""
+    settings = sorted({path.stem.rsplit("-", 2)[0] for path in (results / "reproduce").glob("*.json")})
+    blocks = []
+    for setting in settings:
+        entries = [entry for found in runs(results, setting).values() for entry in found]
+        origin = entries[0]
+        threads = {entry["figures"]["threads"] for entry in entries}
+        commits = ", ".join(dict.fromkeys(entry["commit"] for entry in entries))
+        blocks.append(
+            f"`{setting}`, first {origin['figures']['images']} test images, percent; ± half the range between seeds; "
+            f"{min(threads)} thread{'s' if min(threads) > 1 else ''} of {origin['hardware']['cpu']}, commit {commits}, "
+            f"`python benchmarks/reproduce.py {setting}`:\n\n{table(results, setting)}"
+        )
+    return "\n\n".join(blocks)
+
+
+def plot(results: Path, setting: str, path: Path) -> None:
+    """Clean against union certified accuracy, a point per run, as an SVG file."""
+    pyplot = load_pyplot()
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    for method, entries in runs(results, setting).items():
+        clean = [100 * entry["figures"]["clean"] for entry in entries]
+        union = [100 * entry["figures"]["union"] for entry in entries]
+        marker = "x" if method in ABLATIONS else "o"
+        axes.plot(clean, union, marker, linestyle="-", linewidth=0.5, label=NAMES[method])
+    axes.set_xlabel("clean accuracy, %")
+    axes.set_ylabel("certified for every set, %")
+    axes.set_title(setting)
+    axes.legend(fontsize=7)
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
