@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow bench-sets bench-certify lint clean
+.PHONY: setup demo test test-slow bench-sets bench-certify bench-training reproduce lint clean
 
 setup: $(READY)
 
@@ -33,6 +33,18 @@ bench-certify: $(READY)
 	$(BIN)/python benchmarks/bench_certify.py coupled --record $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/bench_certify.py loop --record $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/bench_splitting.py --record $(if $(DATA),--data $(DATA))
+
+# A training step over its floor; what universal training carries over to unseen sets.
+bench-training: $(READY)
+	$(BIN)/python benchmarks/bench_training.py --record
+	$(BIN)/python benchmarks/bench_universal.py --record
+
+# The methods of the small MNIST settings at equal radii and epochs, with ablations; resumes.
+reproduce: $(READY)
+	$(BIN)/python benchmarks/reproduce.py small_mnist_small $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/reproduce.py small_mnist_large $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/reproduce.py small_mnist_small --seeds 0 $(if $(DATA),--data $(DATA)) \
+	  --methods scratch_clean ba_only gp_only gp_single plain_sum l2_attack_only l2_box
 
 lint: $(READY)
 	$(BIN)/ruff check .
