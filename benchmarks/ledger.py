@@ -261,9 +261,11 @@ def render() -> None:
     text = readme.read_text()
     for name, table in TABLES.items():
         pattern = rf"(<!-- table {name} -->\n).*?(<!-- end -->)"
-        if not re.search(pattern, text, flags=re.S):
+        try:
+            lines = table()
+        except FileNotFoundError:  # not measured yet
             continue
-        text = re.sub(pattern, lambda match, table=table: match[1] + table() + "\n" + match[2], text, flags=re.S)
+        text = re.sub(pattern, lambda match, lines=lines: f"{match[1]}{lines}\n{match[2]}", text, flags=re.S)
     readme.write_text(text)
 
 

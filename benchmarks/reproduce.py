@@ -4,8 +4,9 @@ python benchmarks/reproduce.py small_mnist_small --data FOLDER               # a
 python benchmarks/reproduce.py small_mnist_small --methods scratch --seeds 2 --data FOLDER
 python benchmarks/reproduce.py mnist_small --methods scratch --device cuda --data FOLDER
 
-A run that stopped goes on where it was; one that is done is not repeated. `python benchmarks/ledger.py render` makes
-the tables and plots.
+A run that stopped goes on where it was; one that is done is not repeated. With overrides or other than 1,000 images a
+run is a try: its figures go to its folder below --out (give tries one of their own), not to the ledger.
+`python benchmarks/ledger.py render` makes the tables and plots.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ledger import RESULTS, record
 
 from cure_plugin.certification import Certifier, certify_dataset, summarize
 from cure_plugin.datasets import load_data
+from cure_plugin.files import write_text
 from cure_plugin.sets import set_spec
 from cure_plugin.training import Trainer, load_recipe
 
@@ -41,13 +43,18 @@ METHODS = ("linf", "l2", "joint", "max", "random", "scratch", "finetune")
 """Of the table; a setting's recipe file may hold more, as ablations."""
 
 
+IMAGES = 1000
+"""Test images of the ledger's runs."""
+
+
 def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Path:
     """Train and certify one net; returns the ledger's file."""
     name = f"reproduce/{setting}-{method}-{seed}"
-    path = RESULTS / f"{name}.json"
+    folder = options.out / setting / f"{method}-{seed}"
+    attempt = bool(options.overrides) or options.images != IMAGES
+    path = folder / "figures.json" if attempt else RESULTS / f"{name}.json"
     if path.exists():
         return path
-    folder = options.out / setting / f"{method}-{seed}"
     overrides: dict[str, Any] = {"seed": seed, **dict(text.split("=", 1) for text in options.overrides)}
     recipe = load_recipe(f"{setting}/{method}", overrides)
     if recipe.start:
@@ -83,7 +90,12 @@ def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Pa
         **asdict(summarize(records)),
     }
     command = f"python benchmarks/reproduce.py {setting} --methods {method} --seeds {seed}"
-    return record(name, " ".join([command, *options.overrides]), seed, figures)
+    if options.device != "cpu":
+        command += f" --device {options.device}"
+    if attempt:
+        write_text(path, json.dumps({"seed": seed, "figures": figures}, indent=1) + "\n")
+        return path
+    return record(name, command, seed, figures)
 
 
 def main() -> None:
@@ -92,7 +104,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys to change, for tries")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--images", type=int, default=1000, help="test images to certify")
+    parser.add_argument("--images", type=int, default=IMAGES, help="test images to certify")
     parser.add_argument("--out", type=Path, default=Path("out/reproduce"), help="nets and verdicts")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--device", default="cpu")

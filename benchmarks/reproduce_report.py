@@ -76,11 +76,14 @@ def tables(results: Path) -> str:
     blocks = []
     for setting in settings:
         entries = [entry for found in runs(results, setting).values() for entry in found]
+        if not entries:
+            continue  # only methods that the table does not list
         origin = entries[0]
         threads = {entry["figures"]["threads"] for entry in entries}
         commits = ", ".join(dict.fromkeys(entry["commit"] for entry in entries))
         blocks.append(
             f"`{setting}`, first {origin['figures']['images']} test images, percent; ± half the range between seeds; "
+            "training of CURE-Finetune without the net it starts from; "
             f"{min(threads)} thread{'s' if min(threads) > 1 else ''} of {origin['hardware']['cpu']}, commit {commits}, "
             f"`python benchmarks/reproduce.py {setting}`:\n\n{table(results, setting)}"
         )

@@ -74,7 +74,7 @@ def load_start(path: str | Path, spec: NetSpec) -> dict[str, Tensor]:
         CheckpointError: unreadable, or weights that do not fit the net.
     """
     payload = _load(path)
-    weights = payload["model"] if isinstance(payload, dict) and payload.get("format") == _FORMAT else payload
+    weights = payload.get("model") if isinstance(payload, dict) and payload.get("format") == _FORMAT else payload
     return _fitted(weights, spec, path).state_dict()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,8 @@ from cure_plugin.modes import evaluation_mode
 class AttackNet(nn.Module):
     """Computes what ``model`` computes in eval mode, faster: a snapshot of its weights, to attack and throw away.
 
-    Folding is exact up to rounding, and done where it is plain to see that it is: in chains (``nn.Sequential``).
-    Any other model is called as it is.
+    Folding is exact up to rounding, and done where it is plain to see that it is: in chains (``nn.Sequential`` itself,
+    nested or not, no layer with hooks). Any other model is called as it is.
 
     Args:
         model: left untouched, its mode too.
@@ -29,7 +30,7 @@ class AttackNet(nn.Module):
         self.amp = amp
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         with evaluation_mode(model), torch.no_grad():
-            if isinstance(model, nn.Sequential):
+            if _is_chain(model):
                 self.net: nn.Module = nn.Sequential(*_folded(copy.deepcopy(list(_flattened(model)))))
                 self.net.requires_grad_(False)
                 for parameter in self.net.parameters():
@@ -41,14 +42,20 @@ class AttackNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 4:
             x = x.contiguous(memory_format=self.format)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.amp):
+        with evaluation_mode(self.net), torch.autocast(x.device.type, torch.bfloat16, enabled=self.amp):
             return self.net(x).to(x.dtype)
+
+
+def _is_chain(model: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Whether calling the layers one after the other is all that ``model`` does."""
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    return type(model) is nn.Sequential and not hooked
 
 
 def _flattened(chain: nn.Sequential) -> Iterator[nn.Module]:
     """The layers of nested chains, one after the other."""
     for module in chain:
-        if isinstance(module, nn.Sequential):
+        if isinstance(module, nn.Sequential) and type(module) is nn.Sequential:
             yield from _flattened(module)
         else:
             yield module
@@ -59,9 +66,9 @@ def _folded(layers: list[nn.Module]) -> list[nn.Module]:
     result: list[nn.Module] = []
     for layer in layers:
         before = result[-1] if result else None
-        if isinstance(layer, nn.BatchNorm2d) and isinstance(before, nn.Conv2d) and _folds(layer):
+        if type(before) is nn.Conv2d and isinstance(layer, nn.BatchNorm2d) and _folds(layer):
             result[-1] = fuse_conv_bn_eval(before, layer)
-        elif isinstance(layer, nn.BatchNorm1d) and isinstance(before, nn.Linear) and _folds(layer):
+        elif type(before) is nn.Linear and isinstance(layer, nn.BatchNorm1d) and _folds(layer):
             result[-1] = fuse_linear_bn_eval(before, layer)
         else:
             result.append(layer)
@@ -69,4 +76,4 @@ def _folded(layers: list[nn.Module]) -> list[nn.Module]:
 
 
 def _folds(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
-    return norm.running_mean is not None
+    return norm.running_mean is not None and norm.affine

@@ -122,3 +122,37 @@ def test_models_that_are_no_chain_are_called_as_they_are(batch: tuple[Tensor, Te
     point, _ = pgd_variable(AttackNet(model), x, y, set_spec("linf=0.1").build(), 2)
     assert point.shape == x.shape and model.training and model.inner.training
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Shifted(nn.Sequential):
+    """A chain by type that does more than its layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - 0.5)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_chains_with_a_forward_of_their_own_are_not_taken_apart(nested: bool, batch: tuple[Tensor, Tensor]) -> None:
+    x, _ = batch
+    inner = Shifted(*with_statistics())
+    net = nn.Sequential(inner, nn.ReLU()) if nested else inner
+    with torch.no_grad():
+        assert torch.allclose(AttackNet(net)(x), net.eval()(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["no affine", "weight norm", "spectral norm", "hook", "shared ReLU"])
+def test_unusual_layers_keep_their_meaning(kind: str, batch: tuple[Tensor, Tensor]) -> None:
+    x, _ = batch
+    linear, relu = nn.Linear(784, 6), nn.ReLU()
+    norm = nn.BatchNorm1d(6, affine=kind != "no affine")
+    norm.running_mean = torch.linspace(-1, 1, 6)
+    layers: list[nn.Module] = [nn.Flatten(), linear, norm, relu, nn.Linear(6, 4), relu]
+    if kind == "weight norm":
+        nn.utils.parametrizations.weight_norm(linear)
+    elif kind == "spectral norm":
+        nn.utils.parametrizations.spectral_norm(linear)
+    elif kind == "hook":
+        linear.register_forward_hook(lambda module, inputs, output: output + 1)
+    net = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        assert torch.allclose(AttackNet(net)(x), net(x), atol=1e-5)

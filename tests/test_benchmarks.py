@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cure_plugin.datasets import load_data
+from cure_plugin.training import load_recipe
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -16,6 +17,7 @@ import bench_certify
 import bench_sets
 import bench_splitting
 import bench_training
+import bench_universal
 import ledger
 import reproduce
 import reproduce_report
@@ -90,8 +92,10 @@ def test_reproduce_trains_certifies_records_once_and_reports(
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(ledger, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(reproduce, "load_data", lambda name, train, root: load_data(name, train).first(40))
-    changes = ["data=mnist-slice", "epochs=2", "natural_epochs=1", "ramp_epochs=0", "milestones=[]", "batch_size=20"]
-    arguments = ["small_mnist_small", *changes, "--methods", "linf", "finetune", "--images", "4", "--no-progress"]
+    monkeypatch.setattr(reproduce, "IMAGES", 4)
+    quick = {"data": "mnist-slice", "epochs": 2, "natural_epochs": 1, "ramp_epochs": 0, "batch_size": 20}
+    monkeypatch.setattr(reproduce, "load_recipe", lambda name, more: load_recipe(name, {**quick, **more}))
+    arguments = ["small_mnist_small", "--methods", "linf", "finetune", "--images", "4", "--no-progress"]
     command = ["reproduce.py", *arguments, "--seeds", "0", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", command)
     reproduce.main()
@@ -106,6 +110,7 @@ def test_reproduce_trains_certifies_records_once_and_reports(
     monkeypatch.setattr(reproduce, "Trainer", None)  # what is in the ledger is not run again
     reproduce.main()
     assert capsys.readouterr().out == first
+    monkeypatch.undo()
     text = reproduce_report.tables(tmp_path / "results")
     assert "| CURE-Finetune | 2 | 0 |" in text and "union, PGD leaves" in text
     pytest.importorskip("matplotlib")
@@ -133,3 +138,32 @@ def test_peak_memory_counts_what_is_held_at_once() -> None:
         del kept
 
     assert bench_training.peak_bytes(allocate) == pytest.approx(2 * (4 << 18), rel=0.05)
+
+
+def test_universal_and_linf_training_are_compared_on_the_same_images(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ledger, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(bench_universal, "load_data", lambda name, train: load_data(name, train).first(200))
+    quick = {"epochs": 2, "ramp_epochs": 0, "milestones": "[]", "attack_steps": 1}
+    monkeypatch.setattr(bench_universal, "load_recipe", lambda name: load_recipe(name, quick))
+    monkeypatch.setattr(bench_universal, "SEEN", ("linf=0.01",))
+    monkeypatch.setattr(bench_universal, "UNSEEN", ("C(1)",))
+    command = ["bench_universal.py", "--images", "2", "--out", str(tmp_path / "out"), "--record"]
+    monkeypatch.setattr(sys, "argv", command)
+    bench_universal.main()
+    figures = json.loads((tmp_path / "results" / "universal.json").read_text())["figures"]
+    assert set(figures["methods"]) == {"linf", "universal"} and figures["images"] == 2
+    text = ledger.universal_table()
+    assert "| trained for | clean | linf=0.01 | *C(1)* |" in text and "| universal |" in text
+
+
+def test_tries_stay_out_of_the_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(reproduce, "load_data", lambda name, train, root: load_data(name, train).first(40))
+    changes = ["data=mnist-slice", "epochs=1", "natural_epochs=1", "ramp_epochs=0"]
+    arguments = ["small_mnist_small", *changes, "--methods", "linf", "--images", "2", "--no-progress"]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments, "--seeds", "0", "--out", str(tmp_path / "out")])
+    reproduce.main()
+    figures = json.loads((tmp_path / "out" / "small_mnist_small" / "linf-0" / "figures.json").read_text())["figures"]
+    assert figures["overrides"] == changes and not (tmp_path / "results").exists()

@@ -82,10 +82,9 @@ def test_small_regions_lie_in_the_set_and_their_loss_bounds_the_cross_entropy(
 def test_every_loss_trains_every_parameter(kind: str, batch_norm: bool, batch: tuple[Tensor, Tensor]) -> None:
     x, y = batch
     net = trained(batch_norm).train()
-    sets = [
-        TrainingSet(set_spec("linf=0.02").build(), 0.5, kind, 0.5),
-        TrainingSet(set_spec("l2=0.1").build(), 0.01, kind, 0.5),
-    ]
+    ratio = 0.01 if kind.startswith("sabr") else 1.0
+    mix = 0.5 if kind in ("crown-ibp", "mtl-ibp", "cc-ibp") else None
+    sets = [TrainingSet(set_spec(text).build(), ratio, kind, mix) for text in ("linf=0.02", "l2=0.1")]
     objective = CureObjective(sets, strategy="joint", alignment=0.1, align_from="both", attack_steps=2)
     outcome = objective(bounded_module(net, (1, 28, 28)), net, x, y, generator=torch.Generator().manual_seed(0))
     outcome.loss.backward()
@@ -155,7 +154,10 @@ def test_a_box_that_does_not_fit_is_refused(batch: tuple[Tensor, Tensor]) -> Non
     [
         ({"loss": "sabre"}, "unknown loss 'sabre'"),
         ({"ratio": 0.0}, "attacks alone are loss adversarial"),
-        ({"mix": 1.5}, "mix of l2"),
+        ({"mix": 1.5, "loss": "mtl-ibp"}, r"mix of l2 must lie in \(0, 1\]"),
+        ({"mix": 0.5}, "mix of l2 means nothing to loss 'sabr'"),
+        ({"ratio": 0.5, "loss": "ibp"}, "ratio of l2 means nothing to loss 'ibp'"),
+        ({"loss": "cc-ibp"}, "loss 'cc-ibp' of l2 needs mix"),
         ({"attack_step": 0.0}, "attack_step of l2"),
     ],
 )
@@ -178,7 +180,8 @@ def test_shrinking_acts_inside_its_block_only(batch: tuple[Tensor, Tensor]) -> N
     bounded = bounded_module(NET, (1, 28, 28))
     with torch.no_grad():
         before = lower_margins(bounded, x, y, ball, "IBP")
-        with relu_shrinking(0.8):
+        with relu_shrinking(bounded, 0.8):
             shrunk = lower_margins(bounded, x, y, ball, "IBP")
+            assert torch.equal(before, lower_margins(bounded_module(NET, (1, 28, 28)), x, y, ball, "IBP"))
         after = lower_margins(bounded, x, y, ball, "IBP")
     assert torch.equal(before, after) and bool((shrunk > before).any())

@@ -119,13 +119,13 @@ def test_batch_norm_nets_train(data: ImageData) -> None:
 
 
 def test_another_recipe_in_the_folder_is_refused(data: ImageData, tmp_path: Path) -> None:
-    Trainer(replace(RECIPE, epochs=1), data, tmp_path).run()
+    Trainer(replace(RECIPE, epochs=2), data, tmp_path).run()
     with pytest.raises(CheckpointError, match="another recipe"):
         Trainer(RECIPE, data, tmp_path)
 
 
 def test_a_truncated_checkpoint_is_named(data: ImageData, tmp_path: Path) -> None:
-    Trainer(replace(RECIPE, epochs=1), data, tmp_path).run()
+    Trainer(replace(RECIPE, epochs=2), data, tmp_path).run()
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"cannot read checkpoint .*checkpoint\.pt"):
@@ -138,7 +138,7 @@ def test_an_unwritable_folder_is_named_and_nothing_is_left(data: ImageData, tmp_
     blocker = tmp_path / "file"
     blocker.write_text("")
     with pytest.raises(OutputError, match="cannot write"):
-        Trainer(replace(RECIPE, epochs=1), data, blocker / "run").run()
+        Trainer(replace(RECIPE, epochs=2), data, blocker / "run").run()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
 
 
@@ -146,7 +146,7 @@ def test_recipes_round_trip_and_ship() -> None:
     assert recipe_from_mapping(RECIPE.to_mapping()) == RECIPE
     for name in shipped_recipes():
         load_recipe(name)
-    assert load_recipe("demo_cure", {"epochs": "3", "batch_norm": "true"}).epochs == 3
+    assert load_recipe("demo_cure", {"epochs": "20", "batch_norm": "true"}).epochs == 20
 
 
 @pytest.mark.parametrize(
@@ -160,6 +160,14 @@ def test_recipes_round_trip_and_ship() -> None:
         ({"data": "mnits"}, "unknown data set"),
         ({"sets": [{"ratio": 1.0}]}, "'sets' has the unusable value"),
         ({"gradient_projection": 2}, r"must lie in \[0, 1\]"),
+        ({"ramp_epochs": 50}, "annealing ends after epoch 51, but there are 3 epochs"),
+        ({"natural_epochs": 9}, "annealing ends after epoch 10"),
+        ({"seed": 10**15}, "seed must be below"),
+        ({"alignment": math.nan}, "alignment must be finite"),
+        ({"learning_rate": math.inf}, "learning_rate must be finite"),
+        ({"milestones": [-1]}, "milestones must be epochs >= 0"),
+        ({"pad": 2}, "pad needs crop"),
+        ({"sets": "linf=0.1"}, "a list of sets expected"),
     ],
 )
 def test_bad_recipes_are_refused(changes: dict[str, object], message: str) -> None:
@@ -190,6 +198,23 @@ def test_a_file_of_several_methods(tmp_path: Path) -> None:
     for name in (f"{path}", f"{path}/c"):
         with pytest.raises(SpecError, match="names none of the methods in the file: a, b"):
             load_recipe(name)
+    plain = tmp_path / "plain.yml"
+    plain.write_text("{data: mnist-slice, net: cnn_small, epochs: 3, ramp_epochs: 1, sets: [{set: l2=1}], start: null}")
+    assert load_recipe(str(plain)).start == ""
+    with pytest.raises(SpecError, match="none of the methods in the file: it has none"):
+        load_recipe(f"{plain}/typo")
+    for methods in ("5", "{1: 2}", "{a: }"):
+        path.write_text(f"{{data: mnist-slice, methods: {methods}}}")
+        with pytest.raises(SpecError, match="must map names to mappings of keys"):
+            load_recipe(f"{path}/a")
+
+
+def test_boxes_and_crops_that_do_not_fit_are_refused_before_training(data: ImageData) -> None:
+    box = (SetRecipe("l2=0.5", 0.4, loss="sabr-box"),)
+    with pytest.raises(SpecError, match="does not fit into it; take a ratio"):
+        Trainer(replace(RECIPE, sets=box, alignment=0.0), data)
+    with pytest.raises(SpecError, match="crop 36 is larger than the images of mnist-slice, 28 x 28"):
+        Trainer(replace(RECIPE, crop=36, pad=4), data)
 
 
 def test_bad_keys_of_a_set_are_named() -> None:
@@ -239,13 +264,16 @@ def test_finetuning_goes_on_from_a_checkpoint_or_a_state_dict(data: ImageData, t
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "other net"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "other net", "no model"])
 def test_a_start_that_does_not_fit_is_named(damage: str, data: ImageData, tmp_path: Path) -> None:
     path = tmp_path / "start.pt"
     message = "is no file; this recipe goes on from a trained net"
     if damage == "truncated":
         path.write_bytes(b"PK")
         message = "cannot read checkpoint"
+    elif damage == "no model":
+        torch.save({"format": 1}, path)
+        message = "does not fit net 'cnn_small'"
     elif damage == "other net":
         torch.save({"0.weight": torch.zeros(3)}, path)
         message = "does not fit net 'cnn_small'"

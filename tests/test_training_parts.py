@@ -185,9 +185,11 @@ def test_max_of_the_objective_is_what_its_figures_say(images: Tensor) -> None:
     "changes, message",
     [
         ({"strategy": "best"}, "unknown strategy 'best'"),
-        ({"weights": [1.0]}, "one number >= 0 per set"),
+        ({"strategy": "joint", "weights": [1.0]}, "one number >= 0 per set"),
         ({"align_from": "l7"}, "align_from must be"),
         ({"alignment": -1.0}, "alignment must be >= 0"),
+        ({"weights": [1.0, 1.0]}, "weights are for strategy joint"),
+        ({"strategy": "single"}, "strategy single takes one set"),
         ({"strategy": "random", "alignment": 1.0}, "random bounds each for one"),
     ],
 )
@@ -245,7 +247,8 @@ def test_running_statistics_are_those_of_the_clean_batch(images: Tensor) -> None
 
     def after(perturbation: PerturbationLpBall, loss: str) -> Tensor:
         net = fresh()
-        sets = [TrainingSet(perturbation, 0.01, loss, 0.5), TrainingSet(PerturbationLpBall(1, 0.5), 0.5)]
+        ratio, mix = (0.01, None) if loss == "sabr" else (1.0, 0.5 if loss == "mtl-ibp" else None)
+        sets = [TrainingSet(perturbation, ratio, loss, mix), TrainingSet(PerturbationLpBall(1, 0.5), 0.5)]
         outcome = CureObjective(sets)(bounded_module(net, (1, 8, 8)), net, images, LABELS)
         outcome.loss.backward()
         return net[1].running_mean.clone()
@@ -254,3 +257,57 @@ def test_running_statistics_are_those_of_the_clean_batch(images: Tensor) -> None
     clean(images)
     for loss in ("sabr", "adversarial", "mtl-ibp"):
         assert torch.allclose(after(PerturbationLpBall(2, 2.0), loss), clean[1].running_mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["evaluated", "frozen layer"])
+def test_bounds_normalise_as_each_layer_does(kind: str, images: Tensor) -> None:
+    """After a training step, bounds of the net in eval mode are those of a fresh wrapper; frozen layers stay frozen."""
+    net = small_net("conv-batch-norm").train()
+    bounded = bounded_module(net, (1, 8, 8))
+    if kind == "frozen layer":
+        net[1].eval()
+    before = net[1].running_mean.clone()
+    outcome = CureObjective([TrainingSet(PerturbationLpBall(2, 0.0), 1.0)])(bounded, net, images, LABELS)
+    outcome.loss.backward()
+    assert torch.equal(before, net[1].running_mean) == (kind == "frozen layer")
+    if kind == "frozen layer":
+        expected = F.cross_entropy(net(images), LABELS)
+        assert float(outcome.loss.detach()) == pytest.approx(expected.item(), abs=1e-4)
+    net.eval()
+    ball = PerturbationLpBall(2, 0.3)
+    with torch.no_grad():
+        for method in ("IBP", "CROWN"):
+            fresh = lower_margins(bounded_module(net, (1, 8, 8)), images, LABELS, ball, method)
+            assert torch.allclose(lower_margins(bounded, images, LABELS, ball, method), fresh, atol=1e-5)
+
+
+def test_the_mode_may_change_between_loss_and_gradient(images: Tensor) -> None:
+    def gradients(between: bool) -> list[Tensor]:
+        torch.manual_seed(5)
+        net = small_net("conv-batch-norm").train()
+        bounded = bounded_module(net, (1, 8, 8))
+        outcome = objective()(bounded, net, images, LABELS, generator=torch.Generator().manual_seed(0))
+        if between:
+            net.eval()
+            lower_margins(bounded, images, LABELS, PerturbationLpBall(2, 0.3), "IBP")
+        outcome.loss.backward()
+        return [p.grad for p in net.parameters() if p.grad is not None]
+
+    assert all(torch.equal(a, b) for a, b in zip(gradients(False), gradients(True), strict=True))
+
+
+def test_a_scale_beyond_one_is_refused(images: Tensor) -> None:
+    net = small_net("plain")
+    with pytest.raises(SpecError, match=r"scale must lie in \[0, 1\], got 1.7"):
+        objective()(bounded_module(net, (1, 8, 8)), net, images, LABELS, 1.7)
+
+
+def test_only_bounds_are_logged_as_certified(images: Tensor) -> None:
+    net = small_net("plain")
+    sets = [
+        TrainingSet(PerturbationLpBall(2, 0.3), loss="adversarial"),
+        TrainingSet(PerturbationLpBall(math.inf, 0.1), loss="cc-ibp", mix=0.1),
+        TrainingSet(PerturbationLpBall(1, 0.3), loss="mtl-ibp", mix=0.1),
+    ]
+    figures = CureObjective(sets, attack_steps=1)(bounded_module(net, (1, 8, 8)), net, images, LABELS).figures
+    assert [name for name in figures if name.startswith("region_certified")] == ["region_certified.l1"]

@@ -2,7 +2,7 @@
 
 from cure_plugin.training.alignment import bound_alignment
 from cure_plugin.training.augment import augmented
-from cure_plugin.training.batch_norm import use_batch_statistics
+from cure_plugin.training.batch_norm import batch_statistics
 from cure_plugin.training.epoch import natural_loss, run_epoch
 from cure_plugin.training.evaluation import evaluate
 from cure_plugin.training.losses import (
@@ -35,6 +35,7 @@ __all__ = [
     "TrainingSet",
     "adversarial_loss",
     "augmented",
+    "batch_statistics",
     "bound_alignment",
     "cc_ibp_loss",
     "crown_ibp_loss",
@@ -53,6 +54,5 @@ __all__ = [
     "sabr_box_loss",
     "sabr_loss",
     "smooth_ramp",
-    "use_batch_statistics",
     "warmup_regularizer",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,32 +10,67 @@ from auto_LiRPA import BoundedModule
 from torch import Tensor, nn
 
 Statistics = list[tuple[Any, Tensor, Tensor]]
-"""(node, mean, variance) per BatchNorm."""
+"""(auto_LiRPA's node, mean, variance) per BatchNorm that normalises by the batch."""
 
 
-def use_batch_statistics(bounded: BoundedModule, model: nn.Module, x: Tensor) -> Statistics:
-    """Let ``bounded`` pass gradients to the parameters and normalise as ``model`` does in its present mode.
+@contextmanager
+def batch_statistics(bounded: BoundedModule, model: nn.Module, x: Tensor) -> Iterator[None]:
+    """For a while, let bounds normalise as ``model`` does in its present mode; see :func:`clean_statistics`.
 
-    In training mode that is by the statistics of the clean batch ``x``, for every set alike (Shi et al. 2021): one
-    forward pass, which also moves the running statistics. Gradients reach the statistics.
+    Outside, ``bounded`` normalises by the running statistics, as a net that is to be certified does.
+    """
+    with normalising_by(clean_statistics(bounded, model, x)):
+        yield
 
-    Returns:
-        The statistics, empty in eval mode and without BatchNorm; :func:`restore_statistics` sets them again.
+
+def clean_statistics(bounded: BoundedModule, model: nn.Module, x: Tensor) -> Statistics:
+    """Statistics of the clean batch ``x`` for every BatchNorm layer in training mode (Shi et al. 2021).
+
+    One forward pass of ``model``, which moves its running statistics as ever; none where no layer asks for it.
+    Gradients reach the statistics. Also lets ``bounded`` pass gradients to the parameters.
     """
     bounded.train()  # in eval mode auto_LiRPA switches requires_grad of the parameters off
     nodes = [node for node in bounded.modules() if type(node).__name__ == "BoundBatchNormalization"]
     for node in nodes:
-        node.training = model.training
-    if not nodes or not model.training:
+        node.training = False
+    layers = [(node, _layer_of(node, model)) for node in nodes]
+    active = [(node, layer) for node, layer in layers if layer.training]
+    if not active:
         return []
-    bounded(x)
-    return [(node, node.current_mean, node.current_var) for node in nodes]
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    hooks = [layer.register_forward_pre_hook(_keep_moments(found, index)) for index, (_, layer) in enumerate(active)]
+    try:
+        model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [(node, *found[index]) for index, (node, _) in enumerate(active)]
 
 
-def restore_statistics(statistics: Statistics) -> None:
-    """Normalise by these again, whatever batches ``bounded`` has seen since."""
+def _layer_of(node: Any, model: nn.Module) -> nn.Module:
+    """The layer that a BatchNorm node was traced from: the one its running mean belongs to."""
+    return model.get_submodule(str(node.inputs[3].ori_name).rpartition(".")[0])
+
+
+def _keep_moments(found: dict[int, tuple[Tensor, Tensor]], index: int) -> Callable[[nn.Module, Any], None]:
+    def hook(layer: nn.Module, inputs: Any) -> None:
+        x: Tensor = inputs[0]
+        others = [0, *range(2, x.ndim)]
+        found[index] = x.mean(others), x.var(others, unbiased=False)
+
+    return hook
+
+
+@contextmanager
+def normalising_by(statistics: Statistics) -> Iterator[None]:
+    """For a while, let bounds normalise by these statistics."""
     for node, mean, variance in statistics:
-        node.current_mean, node.current_var = mean, variance
+        node.training, node.current_mean, node.current_var = True, mean, variance
+    try:
+        yield
+    finally:
+        for node, _, _ in statistics:
+            node.training = False
 
 
 @contextmanager

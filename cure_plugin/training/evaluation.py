@@ -14,7 +14,6 @@ from cure_plugin.datasets import ImageData
 from cure_plugin.folding import AttackNet
 from cure_plugin.modes import evaluation_mode
 from cure_plugin.sets import PerturbationSet
-from cure_plugin.training.batch_norm import use_batch_statistics
 
 
 def evaluate(
@@ -33,10 +32,9 @@ def evaluate(
     """
     totals: dict[str, float] = {}
     with evaluation_mode(model):
+        net = AttackNet(model)
         for start in range(0, len(data), batch_size):
             x, y = data.batch(slice(start, start + batch_size), device)
-            use_batch_statistics(bounded, model, x)
-            net = AttackNet(model)
             with torch.no_grad():
                 right = worst_margin_loss(net(x), y) < 0
             counts = {"clean": int(right.sum())}

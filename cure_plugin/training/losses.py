@@ -2,7 +2,7 @@
 
 Each takes clean inputs ``x`` (B, *input) and labels ``y`` (B,) and returns a :class:`SetLoss`. Attack variables come
 from :func:`cure_plugin.attacks.pgd_variable`. In training mode with BatchNorm, call
-:func:`cure_plugin.training.batch_norm.use_batch_statistics` first: bounds then normalise as the batch does.
+them inside :func:`cure_plugin.training.batch_norm.batch_statistics`: bounds then normalise as the batch does.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ def sabr_loss(
 ) -> SetLoss:
     """Interval bounds over the set's own small region around an attack (SABR: Mueller et al. 2023).
 
-    The region lies inside the set: a box for linf, a small ball for l1 and l2 (through the first layer's dual norm), a
-    small box of parameters for a geometric set, the attacked position with a small box of contents for a patch.
+    The region lies inside the set: a box for linf, a small ball for l1 and l2 (through the first layer's dual norm;
+    inside the ball, not cut with the domain), a small box of parameters for a geometric set, the attacked position
+    with a small box of contents for a patch.
 
     Args:
         ratio: lambda in [0, 1], the region's size relative to the set's.

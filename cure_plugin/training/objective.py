@@ -15,7 +15,7 @@ from cure_plugin.errors import SpecError
 from cure_plugin.folding import AttackNet
 from cure_plugin.sets import PerturbationSet
 from cure_plugin.training.alignment import bound_alignment
-from cure_plugin.training.batch_norm import Statistics, restore_statistics, use_batch_statistics
+from cure_plugin.training.batch_norm import Statistics, clean_statistics, normalising_by
 from cure_plugin.training.losses import (
     SetLoss,
     adversarial_loss,
@@ -31,8 +31,11 @@ from cure_plugin.training.strategies import STRATEGIES, joint, maximum, random_p
 LOSSES = ("sabr", "sabr-box", "ibp", "crown-ibp", "mtl-ibp", "cc-ibp", "adversarial")
 """Names of the per-set losses of :mod:`cure_plugin.training.losses`."""
 
+_WITH_RATIO = ("sabr", "sabr-box")
 _WITH_MIX = ("crown-ibp", "mtl-ibp", "cc-ibp")
 _WITHOUT_ATTACK = ("ibp", "crown-ibp")
+_NO_BOUNDS = ("cc-ibp", "adversarial")
+"""Losses whose elided vector certifies nothing, though bound alignment takes it as it is."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +47,17 @@ class TrainingSet:
         ratio: lambda, the relative size of the region of ``sabr`` and ``sabr-box``; 1 with ``sabr``: the whole set.
         loss: one of :data:`LOSSES`.
         mix: share of the bounds in ``mtl-ibp`` and ``cc-ibp`` (the rest is adversarial), of CROWN-IBP's bounds
-            in ``crown-ibp`` (the rest is IBP's).
+            in ``crown-ibp`` (the rest is IBP's; default: none).
         attack_step: first step of the attack relative to the set's size; default: the set's own.
 
     Raises:
-        SpecError: an unknown loss, or a ratio or mix outside (0, 1].
+        SpecError: an unknown loss, a ratio or mix outside (0, 1], or one that the loss knows nothing of.
     """
 
     perturbation: PerturbationSet
     ratio: float = 1.0
     loss: str = "sabr"
-    mix: float = 1.0
+    mix: float | None = None
     attack_step: float | None = None
 
     def __post_init__(self) -> None:
@@ -65,15 +68,18 @@ class TrainingSet:
             raise SpecError(
                 f"ratio (lambda) of {name} must lie in (0, 1], got {self.ratio!r}; attacks alone are loss adversarial"
             )
-        if not 0 < self.mix <= 1:
+        if self.ratio != 1 and self.loss not in _WITH_RATIO:
+            raise SpecError(f"ratio of {name} means nothing to loss {self.loss!r}; it is for {', '.join(_WITH_RATIO)}")
+        if self.mix is None and self.loss in ("mtl-ibp", "cc-ibp"):
+            raise SpecError(f"loss {self.loss!r} of {name} needs mix, the share of the bounds in (0, 1]")
+        if self.mix is not None and self.loss not in _WITH_MIX:
+            raise SpecError(f"mix of {name} means nothing to loss {self.loss!r}; it is for {', '.join(_WITH_MIX)}")
+        if self.mix is not None and not 0 < self.mix <= 1:
             raise SpecError(f"mix of {name} must lie in (0, 1], got {self.mix!r}")
         if self.attack_step is not None and not self.attack_step > 0:
             raise SpecError(f"attack_step of {name} must be > 0, got {self.attack_step!r}")
-        if self.loss == "sabr-box":  # refuses what has no box, or one that does not fit, before training starts
-            example = torch.full((1, 1), 0.5)
-            if not hasattr(self.perturbation, "small_box"):
-                raise SpecError(f"loss sabr-box takes lp balls, got {name}; use sabr")
-            self.perturbation.small_box(example, example, min(self.ratio, 1.0))
+        if self.loss == "sabr-box" and not hasattr(self.perturbation, "small_box"):
+            raise SpecError(f"loss sabr-box takes lp balls, got {name}; use sabr")
 
     def needs_attack(self) -> bool:
         """Whether the loss depends on an attack at all."""
@@ -89,8 +95,9 @@ class Outcome:
     Attributes:
         loss: scalar to call ``backward`` on.
         figures: means over the batch for the log: ``loss.<set>``, ``region_certified.<set>`` (share of
-            samples whose elided vector is negative, that is, whose training region is certified; no certificate of
-            the set), ``alignment``, ``regularizer``.
+            samples whose training region is certified, with shrunken ReLUs where they are asked for: no certificate
+            of the set; not for losses that are made of no bounds), ``alignment`` without its weight, ``regularizer``
+            with it.
     """
 
     loss: Tensor
@@ -110,10 +117,11 @@ class CureObjective:
         strategy: ``joint``, ``max``, ``random``, or ``single`` for one set.
         weights: of ``joint``; equal and summing to 1 if empty.
         alignment: weight of bound alignment (the paper's lbd); 0 switches it off.
-        align_from: name of the set q whose certified samples are aligned to the others; ``weaker``
+        align_from: name of the set q whose certified samples (by the elided vectors that the losses are made of)
+            are aligned to the others; ``weaker``
             takes the set with fewer certified samples in the batch, ``both`` every set in turn.
         regularizer: weight of the warm-up regulariser at the start of annealing; it falls to 0 with it. It watches
-            the bounds of the first linf set, of the first set if there is none.
+            the bounds of the first linf set, of the first set with bounds if there is none.
         attack_steps: PGD steps that look for each region.
         relu_shrink: factor on the upper bounds of crossing ReLUs, see :func:`relu_shrinking`.
         amp, channels_last: of the attacks, see :class:`AttackNet`.
@@ -143,6 +151,8 @@ class CureObjective:
             raise SpecError(f"unknown strategy {self.strategy!r}; known: {', '.join(STRATEGIES)}")
         if self.strategy == "single" and len(self.sets) > 1:
             raise SpecError(f"strategy single takes one set, got {list(self.names)}; choose joint, max or random")
+        if self.weights and self.strategy != "joint":
+            raise SpecError(f"weights are for strategy joint, got {list(self.weights)} with {self.strategy!r}")
         if self.weights and (len(self.weights) != len(self.sets) or min(self.weights) < 0):
             raise SpecError(f"weights must be one number >= 0 per set ({len(self.sets)}), got {list(self.weights)}")
         if self.align_from not in ("weaker", "both", *self.names):
@@ -172,7 +182,12 @@ class CureObjective:
             x, y: clean inputs (B, *input) in the sets' domain and labels (B,).
             scale: relative size of all sets, for annealing; in [0, 1].
             generator: of the attacks' random starts and the random partition.
+
+        Raises:
+            SpecError: a scale outside [0, 1].
         """
+        if not 0 <= scale <= 1:
+            raise SpecError(f"scale must lie in [0, 1], got {scale!r}")
         if self.strategy == "random":
             parts = random_partition(x.shape[0], len(self.sets), generator)
             chosen = [k for k, part in enumerate(parts) if len(part)]  # a batch may be smaller than the number of sets
@@ -181,7 +196,7 @@ class CureObjective:
             inputs = dict.fromkeys(range(len(self.sets)), (x, y))
         scaled = {k: self.sets[k].perturbation.scaled(scale) for k in inputs}
         variables = self._attack(model, inputs, scaled, generator)
-        statistics = use_batch_statistics(bounded, model, x)
+        statistics = clean_statistics(bounded, model, x)
         watched = self._watched(inputs) if self.regularizer > 0 and scale < 1 else None
         results: dict[int, SetLoss] = {}
         penalty = x.new_zeros(())
@@ -226,8 +241,7 @@ class CureObjective:
         self, bounded: BoundedModule, loss: Callable[[], SetLoss], statistics: Statistics, watched: bool
     ) -> tuple[SetLoss, Tensor]:
         """(a set's loss, the regulariser's penalty where this set is ``watched``)."""
-        restore_statistics(statistics)
-        with relu_shrinking(self.relu_shrink):
+        with normalising_by(statistics), relu_shrinking(bounded, self.relu_shrink):
             result = loss()
         if not watched:
             return result, result.values.new_zeros(())
@@ -256,7 +270,8 @@ class CureObjective:
         means = {"alignment": aligned, "regularizer": penalty}
         for k, result in results.items():
             means[f"loss.{self.names[k]}"] = result.values.mean()
-            means[f"region_certified.{self.names[k]}"] = (result.vector[:, 1:] < 0).all(1).to(aligned).mean()
+            if self.sets[k].loss not in _NO_BOUNDS:
+                means[f"region_certified.{self.names[k]}"] = (result.vector[:, 1:] < 0).all(1).to(aligned).mean()
         values = torch.stack([value.detach() for value in means.values()]).tolist()  # one transfer from the device
         return dict(zip(means, values, strict=True))
 
@@ -271,7 +286,7 @@ def _loss_of(
     variable: Tensor,
 ) -> Callable[[], SetLoss]:
     """The loss that ``training_set`` names, of its set at present size, ready to be computed once or twice."""
-    kind, mix = training_set.loss, training_set.mix
+    kind, mix = training_set.loss, 1.0 if training_set.mix is None else training_set.mix
     if kind in ("sabr", "sabr-box"):
         cut = perturbation.small_region if kind == "sabr" else perturbation.small_box
         centre, region = cut(x, variable, training_set.ratio)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
@@ -17,6 +19,9 @@ from cure_plugin.nets import NETS
 from cure_plugin.sets import set_spec
 from cure_plugin.training.objective import CureObjective, TrainingSet
 
+_SEEDS = 2**40
+"""So many: epochs are numbered on top of them in 64 bits."""
+
 
 @dataclass(frozen=True)
 class SetRecipe:
@@ -25,7 +30,7 @@ class SetRecipe:
     set: str
     ratio: float = 1.0
     loss: str = "sabr"
-    mix: float = 1.0
+    mix: float | None = None
     attack_step: float | None = None
 
     def build(self) -> TrainingSet:
@@ -94,9 +99,23 @@ class Recipe:
         for name in ("epochs", "batch_size", "learning_rate", "decay", "clip"):
             if not getattr(self, name) > 0:
                 raise SpecError(f"{name} must be > 0, got {getattr(self, name)!r}")
-        for name in ("ramp_epochs", "natural_epochs", "l1_penalty", "regularizer", "crop", "pad"):
+        for name in ("ramp_epochs", "natural_epochs", "l1_penalty", "regularizer", "crop", "pad", "seed"):
             if not getattr(self, name) >= 0:
                 raise SpecError(f"{name} must be >= 0, got {getattr(self, name)!r}")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise SpecError(f"{name} must be finite, got {value!r}")
+        if self.seed >= _SEEDS:
+            raise SpecError(f"seed must be below {_SEEDS}, got {self.seed!r}")
+        if self.natural_epochs + self.ramp_epochs > self.epochs:
+            raise SpecError(
+                f"annealing ends after epoch {self.natural_epochs + self.ramp_epochs:g}, but there are {self.epochs} "
+                "epochs: the sets would never reach their size; raise epochs or lower ramp_epochs"
+            )
+        if any(milestone < 0 for milestone in self.milestones):
+            raise SpecError(f"milestones must be epochs >= 0, got {list(self.milestones)}")
+        if self.pad and not self.crop:
+            raise SpecError(f"pad needs crop, the size to cut after padding; got pad {self.pad} alone")
         if not 0 <= self.gradient_projection <= 1:
             raise SpecError(f"gradient_projection must lie in [0, 1], got {self.gradient_projection!r}")
         self.objective()
@@ -157,6 +176,8 @@ def _convert(key: str, kind: str, value: Any) -> Any:
         if isinstance(value, str) and kind != "str":
             value = yaml.safe_load(value)
         if key == "sets":
+            if not isinstance(value, list | tuple):
+                raise TypeError("a list of sets expected, such as [{set: linf=0.1, ratio: 0.4}]")
             return tuple(_set_recipe(entry) for entry in value)
         if kind == "bool":
             if not isinstance(value, bool):
@@ -172,7 +193,7 @@ def _convert(key: str, kind: str, value: Any) -> Any:
             return float(value)
         if kind.startswith("tuple"):
             return tuple(int(v) if "int" in kind else float(v) for v in value)
-        return str(value)
+        return "" if value is None else str(value)
     except (TypeError, ValueError, OverflowError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise SpecError(f"recipe key {key!r} has the unusable value {value!r}: {reason}") from error
@@ -190,7 +211,7 @@ def shipped_recipes() -> list[str]:
     return sorted(names)
 
 
-def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """A recipe by shipped name or YAML file path, with ``overrides`` on top.
 
     A file may hold ``methods``, a mapping of names to keys that differ from the file's own; its recipes are
@@ -199,11 +220,12 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
     Raises:
         SpecError: no such recipe, file or method, no mapping in it, or see :func:`recipe_from_mapping`.
     """
-    file, _, method = name.partition(".yaml/") if ".yaml/" in name else (name, "", "")
-    if method or Path(name).suffix in (".yaml", ".yml"):
-        path = f"{file}.yaml" if method else file
+    name = str(name)
+    named = re.fullmatch(r"(.*\.ya?ml)(?:/(.*))?", name)
+    if named:
+        method = named[2] or ""
         try:
-            text = Path(path).read_text()
+            text = Path(named[1]).read_text()
         except (OSError, ValueError) as error:
             raise SpecError(f"cannot read recipe {name}: {error}") from error
     elif name in (known := shipped_recipes()):
@@ -214,10 +236,13 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise SpecError(f"unknown recipe {name!r}; {hint}shipped: {', '.join(known)}; or give a .yaml file")
     values = _parsed(name, text)
-    methods = values.pop("methods", None)
-    if methods is not None:
-        if not isinstance(methods, dict) or not isinstance(methods.get(method), dict):
-            raise SpecError(f"recipe {name} names none of the methods in the file: {', '.join(methods)}")
+    methods = values.pop("methods", {})
+    if not isinstance(methods, dict) or not all(isinstance(keys, dict) for keys in methods.values()):
+        raise SpecError(f"methods of recipe {name} must map names to mappings of keys, got {methods!r}")
+    if methods or method:
+        if method not in methods:
+            listed = ", ".join(map(str, methods)) or "it has none"
+            raise SpecError(f"recipe {name} names none of the methods in the file: {listed}")
         values = {**values, **methods[method]}
     return recipe_from_mapping({**values, **(overrides or {})})
 

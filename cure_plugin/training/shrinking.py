@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from auto_LiRPA import BoundedModule
 from auto_LiRPA.operators import BoundRelu
+
+_ATTRIBUTE = "cure_shrink"
 
 
 @contextmanager
-def relu_shrinking(factor: float) -> Iterator[None]:
+def relu_shrinking(bounded: BoundedModule, factor: float) -> Iterator[None]:
     """For a while, multiply the upper bounds of ReLUs that may be on or off by ``factor`` (SABR, on CIFAR-10).
+
+    It acts on interval bounds computed with this ``bounded``, whatever else is bounded meanwhile.
 
     Args:
         factor: in (0, 1]; 1 changes nothing.
@@ -20,16 +26,31 @@ def relu_shrinking(factor: float) -> Iterator[None]:
     if factor == 1:
         yield
         return
-    original = BoundRelu.interval_propagate
-
-    def shrunk(self: Any, *inputs: Any) -> Any:
-        lower, upper = original(self, *inputs)
-        before = inputs[0]
-        crossing = (before[0] < 0) & (before[1] > 0)
-        return lower, torch.where(crossing, factor * upper, upper)
-
-    BoundRelu.interval_propagate = shrunk
+    for relu in bounded.relus:
+        setattr(relu, _ATTRIBUTE, factor)
     try:
         yield
     finally:
-        BoundRelu.interval_propagate = original
+        for relu in bounded.relus:
+            delattr(relu, _ATTRIBUTE)
+
+
+def _install() -> None:
+    """Wrap ``BoundRelu.interval_propagate`` once; nodes without the attribute are bounded as ever."""
+    original = BoundRelu.interval_propagate
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def interval_propagate(self: Any, *inputs: Any) -> Any:
+        bounds = original(self, *inputs)
+        factor = getattr(self, _ATTRIBUTE, 1)
+        if factor == 1:
+            return bounds
+        crossing = (inputs[0][0] < 0) & (inputs[0][1] > 0)
+        return bounds[0], torch.where(crossing, factor * bounds[1], bounds[1])
+
+    BoundRelu.interval_propagate = interval_propagate
+
+
+_install()

@@ -28,10 +28,11 @@ def joint(losses: Sequence[Tensor], weights: Sequence[float] | None = None) -> T
 
 
 def maximum(losses: Sequence[Tensor]) -> Tensor:
-    """Mean over samples of the largest loss; the gradient goes through the winner alone."""
+    """Mean over samples of the largest loss; the gradient goes through the winner alone (shared on ties)."""
     return torch.stack(list(losses)).amax(0).mean()
 
 
 def random_partition(size: int, parts: int, generator: torch.Generator | None = None) -> list[Tensor]:
     """Cut a batch at random into ``parts`` disjoint index sets, sizes differing by at most one, none missing."""
-    return list(torch.randperm(size, generator=generator).tensor_split(parts))
+    device = generator.device if generator is not None else "cpu"
+    return list(torch.randperm(size, generator=generator, device=device).tensor_split(parts))

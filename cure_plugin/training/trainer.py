@@ -41,6 +41,7 @@ class Trainer:
         test: images that the log's ``test.`` figures are of (see :func:`evaluate`); none without.
 
     Raises:
+        SpecError: a crop larger than the images, or a small box that does not fit into its ball.
         CheckpointError: the folder holds a run of another recipe, a damaged checkpoint, or the recipe's
             ``start`` is missing or does not fit.
     """
@@ -58,11 +59,16 @@ class Trainer:
         self.device = torch.device(device)
         self.path = None if folder is None else Path(folder) / "checkpoint.pt"
         channels, height, width = data.shape
+        if recipe.crop > min(height, width):
+            raise SpecError(f"crop {recipe.crop} is larger than the images of {recipe.data}, {height} x {width}")
         shape = (channels, recipe.crop or height, recipe.crop or width)
         self.test = None if test is None else test.centre_crop(*shape[1:])
         self.spec = NetSpec(recipe.net, shape, data.classes, recipe.batch_norm)
         self.net = build_net(self.spec, torch.Generator().manual_seed(recipe.seed)).to(self.device)
         self.objective = recipe.objective()
+        for entry in self.objective.sets:
+            if entry.loss == "sabr-box":  # refuse a box that does not fit now, not after the natural epochs
+                entry.perturbation.small_box(zeros := torch.zeros(1, *shape), zeros, entry.ratio)
         self.certified_optimizer = torch.optim.Adam(self.net.parameters(), lr=recipe.learning_rate)
         self.natural_optimizer = torch.optim.Adam(self.net.parameters(), lr=recipe.learning_rate)
         self.epochs_done = 0
