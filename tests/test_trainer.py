@@ -346,21 +346,23 @@ def test_a_run_killed_again_and_again_ends_in_the_same_weights(tmp_path: Path) -
     """SIGKILL at random moments, writing checkpoints included; each new process goes on where the last one was."""
     recipe = replace(RECIPE, epochs=6, ramp_epochs=2, batch_norm=True)
     arguments = [sys.executable, "-c", _RUN, json.dumps(recipe.to_mapping())]
-    started = time.perf_counter()
     subprocess.run([*arguments, str(tmp_path / "whole")], check=True)
-    whole_seconds = time.perf_counter() - started
+    epoch_seconds = load_checkpoint(tmp_path / "whole" / "checkpoint.pt")["history"][-1]["seconds"]
+    path = tmp_path / "killed" / "checkpoint.pt"
     chance = random.Random(0)
     kills = 0
     while True:
-        process = subprocess.Popen([*arguments, str(tmp_path / "killed")])
-        try:
-            process.wait(timeout=chance.uniform(0.3, 1.0) * whole_seconds)
+        written = path.stat().st_mtime_ns if path.exists() else 0
+        process = subprocess.Popen([*arguments, str(path.parent)])
+        while process.poll() is None and (not path.exists() or path.stat().st_mtime_ns == written):
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 1.5) * epoch_seconds)
+        if process.poll() is not None:
             break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-    assert process.returncode == 0 and kills >= 1
+        process.kill()
+        process.wait()
+        kills += 1
+    assert process.returncode == 0 and kills >= 3
     whole, killed = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
     assert all(torch.equal(value, killed["model"][name]) for name, value in whole["model"].items())
     timeless = [[{**entry, "seconds": 0} for entry in payload["history"]] for payload in (whole, killed)]
