@@ -208,12 +208,10 @@ def universal_table() -> str:
     for method, shares in figures["methods"].items():
         cells = [f"{100 * shares['certified'][s.name]:.1f} ({100 * shares['pgd'][s.name]:.1f})" for s in columns]
         lines.append(f"| {method} | {100 * shares['clean']:.1f} | " + " | ".join(cells) + " |")
-    threads = figures["threads"]
     lines += [
         "",
         f"Percent certified (PGD leaves) of {figures['images']} test images of the slice; *unseen* in italics; "
-        f"{threads} thread{'s' if threads > 1 else ''}, {entry['hardware']['cpu']}, commit {entry['commit']}, "
-        f"`{entry['command']}`.",
+        f"{shown_origin(entry)}.",
     ]
     return "\n".join(lines)
 
@@ -239,7 +237,7 @@ def shown_origin(entry: dict[str, Any]) -> str:
     """Where and how a result was measured."""
     threads = entry["figures"]["threads"]
     cores = f"{threads} thread{'s' if threads > 1 else ''}, {entry['hardware']['cpu']}"
-    commits = dict.fromkeys(row.get("commit", entry["commit"]) for row in entry["figures"]["rows"])
+    commits = dict.fromkeys(row.get("commit", entry["commit"]) for row in entry["figures"].get("rows", [entry]))
     return f"{cores}, commit {', '.join(commits)}, `{entry['command']}`"
 
 

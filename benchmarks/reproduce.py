@@ -23,6 +23,7 @@ import torch
 from ledger import RESULTS, record
 
 from cure_plugin.certification import Certifier, certify_dataset, summarize
+from cure_plugin.cli.options import read_overrides
 from cure_plugin.datasets import load_data
 from cure_plugin.files import write_text
 from cure_plugin.sets import set_spec
@@ -42,7 +43,6 @@ SETTINGS = {
 METHODS = ("linf", "l2", "joint", "max", "random", "scratch", "finetune")
 """Of the table; a setting's recipe file may hold more, as ablations."""
 
-
 IMAGES = 1000
 """Test images of the ledger's runs."""
 
@@ -55,7 +55,7 @@ def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Pa
     path = folder / "figures.json" if attempt else RESULTS / f"{name}.json"
     if path.exists():
         return path
-    overrides: dict[str, Any] = {"seed": seed, **dict(text.split("=", 1) for text in options.overrides)}
+    overrides: dict[str, Any] = {"seed": seed, **read_overrides(options.overrides)}
     recipe = load_recipe(f"{setting}/{method}", overrides)
     if recipe.start:
         start = options.out / setting / f"{recipe.start.partition('/')[2]}-{seed}"

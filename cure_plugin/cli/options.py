@@ -10,7 +10,7 @@ from torch import nn
 
 from cure_plugin.certification import Certifier
 from cure_plugin.checkpoint import load_net, load_state_dict
-from cure_plugin.errors import OutputError
+from cure_plugin.errors import OutputError, SpecError
 from cure_plugin.export import read_onnx_net
 from cure_plugin.nets import NetSpec
 from cure_plugin.sets import SetSpec, read_sets, set_spec
@@ -24,6 +24,21 @@ def read_set_options(texts: Sequence[str]) -> list[SetSpec]:
     return [
         spec for text in texts for spec in (read_sets(text) if text.endswith((".yaml", ".yml")) else [set_spec(text)])
     ]
+
+
+def read_overrides(texts: Sequence[str]) -> dict[str, str]:
+    """Recipe keys to change, from ``key=value`` arguments.
+
+    Raises:
+        SpecError: one without ``=``.
+    """
+    overrides = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise SpecError(f"an override is written key=value, got {text!r}")
+        overrides[key] = value
+    return overrides
 
 
 def load_model(path: Path, named: NetSpec | None = None) -> tuple[nn.Module, tuple[int, ...]]:

@@ -7,6 +7,7 @@ import json
 
 import torch
 
+from cure_plugin.cli.options import read_overrides
 from cure_plugin.datasets import load_data
 from cure_plugin.errors import SpecError
 from cure_plugin.files import write_text
@@ -24,13 +25,7 @@ def train(options: argparse.Namespace) -> None:
     """
     if options.device != "cpu" and not torch.cuda.is_available():
         raise SpecError(f"device {options.device!r} is not available here; use cpu")
-    overrides = {}
-    for text in options.overrides:
-        key, separator, value = text.partition("=")
-        if not separator:
-            raise SpecError(f"an override is written key=value, got {text!r}")
-        overrides[key] = value
-    recipe = load_recipe(options.recipe, overrides)
+    recipe = load_recipe(options.recipe, read_overrides(options.overrides))
     test = load_data(recipe.data, False, options.data)
     test = test.first(min(_LOGGED_IMAGES, len(test)))
     trainer = Trainer(recipe, load_data(recipe.data, True, options.data), options.out, options.device, test)

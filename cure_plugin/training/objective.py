@@ -14,7 +14,7 @@ from cure_plugin.attacks import pgd_variables
 from cure_plugin.errors import SpecError
 from cure_plugin.folding import AttackNet
 from cure_plugin.sets import PerturbationSet
-from cure_plugin.training.alignment import bound_alignment
+from cure_plugin.training.alignment import bound_alignment, certified
 from cure_plugin.training.batch_norm import Statistics, clean_statistics, normalising_by
 from cure_plugin.training.losses import (
     SetLoss,
@@ -259,8 +259,8 @@ class CureObjective:
             return vectors[0].new_zeros(())
         sources = range(len(vectors))
         if self.align_from == "weaker":
-            certified = [int((vector.detach()[:, 1:] < 0).all(1).sum()) for vector in vectors]
-            sources = [certified.index(min(certified))]  # type: ignore[assignment]
+            counts = [int(certified(vector).sum()) for vector in vectors]
+            sources = [counts.index(min(counts))]  # type: ignore[assignment]
         elif self.align_from != "both":
             sources = [self.names.index(self.align_from)]  # type: ignore[assignment]
         pairs = [(q, r) for q in sources for r in range(len(vectors)) if r != q]
@@ -271,7 +271,7 @@ class CureObjective:
         for k, result in results.items():
             means[f"loss.{self.names[k]}"] = result.values.mean()
             if self.sets[k].loss not in _NO_BOUNDS:
-                means[f"region_certified.{self.names[k]}"] = (result.vector[:, 1:] < 0).all(1).to(aligned).mean()
+                means[f"region_certified.{self.names[k]}"] = certified(result.vector).to(aligned).mean()
         values = torch.stack([value.detach() for value in means.values()]).tolist()  # one transfer from the device
         return dict(zip(means, values, strict=True))
 
