@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     for seed in options.seeds:
         for method in options.methods:
             path = run(options.setting, method, seed, options)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from auto_LiRPA import BoundedModule
 from torch import Tensor, nn
 
@@ -54,9 +55,8 @@ def _layer_of(node: Any, model: nn.Module) -> nn.Module:
 
 def _keep_moments(found: dict[int, tuple[Tensor, Tensor]], index: int) -> Callable[[nn.Module, Any], None]:
     def hook(layer: nn.Module, inputs: Any) -> None:
-        x: Tensor = inputs[0]
-        others = [0, *range(2, x.ndim)]
-        found[index] = x.mean(others), x.var(others, unbiased=False)
+        variance, mean = torch.var_mean(inputs[0], [0, *range(2, inputs[0].ndim)], correction=0)
+        found[index] = mean, variance
 
     return hook
 
