@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from collections.abc import Callable
@@ -19,14 +17,17 @@ from cure_plugin.certification import Certifier, Summary, certify_dataset, summa
 from cure_plugin.certification.curves import certified_curves
 from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import MissingDependencyError
-from cure_plugin.export import export_onnx, read_vnnlib, write_vnnlib
+from cure_plugin.export import encode, onnx_model, read_query, write_vnnlib
 from cure_plugin.export.marabou import ask_marabou
 from cure_plugin.export.replay import OnnxNet, parity
-from cure_plugin.export.vnnlib import box_instance, counterexample_holds
 from cure_plugin.files import write_text
 from cure_plugin.report import Example, text_table, write_report
 from cure_plugin.sets import set_spec
 from cure_plugin.training import Trainer, load_recipe
+from cure_plugin.vnncomp.graphs import read_model, write_model
+from cure_plugin.vnncomp.instances import Instance, write_instances
+from cure_plugin.vnncomp.query import Query
+from cure_plugin.vnncomp.vnnlib import vnnlib_text
 
 RECIPES = {"cure": "demo_cure", "linf": "demo_linf"}
 """Method -> recipe, trained with the same data, net and epochs."""
@@ -133,29 +134,29 @@ def _pick(records: list[dict[str, Any]], set_name: str, status: str, count: int)
 def _export_and_check(method: _Method, test: ImageData, folder: Path, say: Say) -> list[str]:
     """Write ONNX and VNNLIB files, run them through tools that are not ours, and say what those found."""
     model_path = folder / "model.onnx"
-    export_onnx(method.net, test.shape, model_path)
+    model = onnx_model(method.net, test.shape)
+    write_model(model, model_path)
     x, y = test.batch(slice(0, len(test)))
     notes = [f"onnxruntime: largest difference to PyTorch's logits {parity(method.net, model_path, x):.1e}"]
     spec = set_spec(SETS[0])
     outside = OnnxNet(model_path)
     replayed = 0
-    rows = []
+    instances = []
     chosen = [
         (status, index)
         for status in ("proved", "falsified", "undecided")
         for index in _pick(method.records, spec.name, status, EXPORTED_PER_STATUS)
     ]
     for status, index in chosen:
-        instance = box_instance(x[index], int(y[index]), test.classes, spec.build())
+        wanted = encode(model, x[index], int(y[index]), spec.build()).wanted
         path = folder / "vnnlib" / f"{spec.name}_{index}.vnnlib"
-        write_vnnlib(path, instance, f"MNIST test image {index}, {spec}; our verdict: {status}")
-        rows.append([f"../{model_path.name}", path.name, 60])
+        write_vnnlib(path, wanted, comment=f"MNIST test image {index}, {spec}; our verdict: {status}")
+        instances.append(Instance(model_path.name, f"vnnlib/{path.name}", 60))
         if status == "falsified":
             point = _counterexample(method, x, y, index, SETS[0])
-            replayed += counterexample_holds(read_vnnlib(path), point[0], outside(point)[0])
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    write_text(folder / "vnnlib" / "instances.csv", buffer.getvalue())
+            logits = outside(point)[0].double().numpy()
+            replayed += read_query(path).satisfied(point.flatten().double().numpy(), logits, input_tolerance=1e-6)
+    write_instances(folder / "instances.csv", instances)
     falsified = sum(status == "falsified" for status, _ in chosen)
     notes.append(f"onnxruntime: {replayed} of {falsified} counterexamples replayed on the exported files")
     notes += _ask_marabou(method, test, model_path)
@@ -186,11 +187,11 @@ def _ask_marabou(method: _Method, test: ImageData, model_path: Path) -> list[str
     for i in _pick(method.records, spec.name, "falsified", 1):
         point = _counterexample(method, x, y, i, SETS[0])[0]
         cases.append((f"counterexample of image {i}, {spec}", "falsified", i, point, set_spec("linf=0")))
-    notes = []
+    notes, model = [], read_model(model_path)
     for name, verdict, index, image, box in cases:
-        instance = box_instance(image, int(y[index]), test.classes, box.build())
+        wanted = encode(model, image, int(y[index]), box.build()).wanted
         try:
-            answer = ask_marabou(model_path, instance, MARABOU_TIMEOUT)
+            answer = ask_marabou(model_path, Query(vnnlib_text(wanted)), MARABOU_TIMEOUT)
         except MissingDependencyError as error:
             return [str(error)]
         notes.append(f"Marabou: {name}: {answer.result}; ours: {verdict} ({answer.seconds:.1f} s)")

@@ -40,13 +40,16 @@ def test_train_certify_export_report(trained: Path, tmp_path: Path, capsys: pyte
     assert {path.name for path in (tmp_path / "d").iterdir()} == {"compare.md", "compare.csv"}
     assert main(["export", model, "linf=1/255", "--images", "2", "--out", str(tmp_path / "e")]) == 0
     names = sorted(p.name for p in (tmp_path / "e" / "vnnlib").iterdir())
-    assert names == ["linf_1-255_0.vnnlib", "linf_1-255_1.vnnlib"]
-    onnx = str(tmp_path / "e" / "model.onnx")
+    assert names == ["linf-1-255_box_0.vnnlib", "linf-1-255_box_1.vnnlib"]
+    listed = (tmp_path / "e" / "instances.csv").read_text().splitlines()
+    assert listed == [f"onnx/model.onnx,vnnlib/{name},300" for name in names]
+    onnx = str(tmp_path / "e" / "onnx" / "model.onnx")
     assert main(["certify", onnx, "linf=1/255", "--images", "2", "--methods", "IBP", "--out", str(tmp_path / "o")]) == 0
     (tmp_path / "sets.yaml").write_text("[linf=1/255]")
     sets = str(tmp_path / "sets.yaml")
-    assert main(["export", model, sets, "--images", "1", "--out", str(tmp_path / "f")]) == 0
-    assert [path.name for path in (tmp_path / "f" / "vnnlib").iterdir()] == ["linf_1-255_0.vnnlib"]
+    assert main(["export", model, sets, "l2=0.1", "--gz", "--images", "1", "--out", str(tmp_path / "f")]) == 0
+    names = sorted(path.name for path in (tmp_path / "f" / "vnnlib").iterdir())
+    assert names == ["l2-0.1_distance_0.vnnlib.gz", "linf-1-255_box_0.vnnlib.gz"]
     report = ["report", f"one={model}", "--sets", sets, "--images", "3", "--out", str(tmp_path / "r")]
     assert main(report) == 0
     page = (tmp_path / "r" / "report.html").read_text()
@@ -107,7 +110,8 @@ def test_train_again_reuses(trained: Path, capsys: pytest.CaptureFixture[str]) -
         (["certify", "TRUNCATED.pt", "linf=0.1", "--out", "OUT"], "cannot read checkpoint"),
         (["certify", "MODEL", "linf=0.1", "--images", "1", "--out", "FILE/x"], "cannot create folder"),
         (["export", "MODEL", "--out", "FILE/x"], "cannot write"),
-        (["export", "MODEL", "l2=0.1", "--out", "OUT"], "give linf sets"),
+        (["export", "MODEL", "l2=0.1", "--encoding", "ball", "--images", "1", "--out", "OUT"], "needs VNNLIB 2.0"),
+        (["export", "MODEL", "l2=0.1", "--encoding", "patch", "--images", "1", "--out", "OUT"], "it is for patches"),
         (["report", "MODEL", "--out", "OUT"], "name=checkpoint.pt"),
         (["certify", "TEXT.pt", "linf=0.1", "--out", "OUT"], "cannot read checkpoint"),
         (["certify", "MODEL", "linf=1e400", "--out", "OUT"], "number like"),

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from cure_plugin import PerturbationLpBall
 from cure_plugin.certification import Certifier
 from cure_plugin.errors import CheckpointError, DataError, OutputError, SpecError
-from cure_plugin.export import export_onnx, read_onnx_net, read_vnnlib, write_vnnlib
+from cure_plugin.export import Property, encode, export_onnx, onnx_model, read_onnx_net, read_query, write_vnnlib
 from cure_plugin.export.marabou import ask_marabou
 from cure_plugin.export.replay import OnnxNet, parity
-from cure_plugin.export.vnnlib import BoxInstance, box_instance, counterexample_holds
 from cure_plugin.nets import NETS, NetSpec, build_net
+from cure_plugin.vnncomp.query import Query
+from cure_plugin.vnncomp.vnnlib import vnnlib_text
 
 
 @pytest.mark.parametrize("front", ["plain", "normalize", "batch-norm", "conv-batch-norm", "linear"])
@@ -114,12 +115,16 @@ def evaluate_independently(path: Path, point: np.ndarray, logits: np.ndarray) ->
     return verdict
 
 
+def box_property(image: Tensor, label: int, eps: float) -> Property:
+    return encode(onnx_model(small_net("plain"), (1, 8, 8)), image, label, PerturbationLpBall(math.inf, eps)).wanted
+
+
 @pytest.mark.parametrize("eps", [0.1, 1 / 255, 8 / 255, 1e-7, 0.0])
 def test_vnnlib_never_shrinks_the_set(eps: float, images: Tensor, tmp_path: Path) -> None:
     ball = PerturbationLpBall(math.inf, eps)
     path = tmp_path / "p.vnnlib"
-    instance = box_instance(images[0], 1, 3, ball)
-    write_vnnlib(path, instance, "two\nlines")
+    wanted = box_property(images[0], 1, eps)
+    write_vnnlib(path, wanted, comment="two\nlines")
     wins, loses = np.array([3.0, 1.0, 0.0]), np.array([0.0, 1.0, 0.0])
     lower, upper = ball.box(images[:1].double())
     for point in (lower, upper, images[:1].double(), ball.sample(images[:1].double())):
@@ -128,26 +133,11 @@ def test_vnnlib_never_shrinks_the_set(eps: float, images: Tensor, tmp_path: Path
     beyond = upper.flatten().numpy().copy()
     beyond[5] += 1e-3
     assert not evaluate_independently(path, beyond, wins)
-    again = read_vnnlib(path)
-    assert (again.label, again.classes) == (1, 3)
-    assert bool((again.lower <= instance.lower).all() and (again.upper >= instance.upper).all())
-    assert np.allclose(again.lower, instance.lower, atol=2e-12)
-
-
-def test_vnnlib_faults(tmp_path: Path, images: Tensor) -> None:
-    path = tmp_path / "p.vnnlib"
-    write_vnnlib(path, box_instance(images[0], 1, 3, PerturbationLpBall(math.inf, 0.1)))
-    text = path.read_text()
-    path.write_text(text[: len(text) // 2])
-    with pytest.raises(DataError, match=r"p\.vnnlib"):
-        read_vnnlib(path)
-    path.write_text(text.replace("(assert (<= X_3 ", "(assert (<= X_4 "))
-    with pytest.raises(DataError, match="bounds or outputs are missing"):
-        read_vnnlib(path)
-    with pytest.raises(DataError, match="cannot read"):
-        read_vnnlib(tmp_path / "none.vnnlib")
-    with pytest.raises(SpecError, match=r"label must lie in 0 \.\. 2"):
-        box_instance(images[0], 7, 3, PerturbationLpBall(math.inf, 0.1))
+    query = read_query(path)
+    (again,) = query.cases()
+    assert (query.inputs, query.outputs, len(again.alternatives)) == (64, 3, 2)
+    assert bool((again.lower <= wanted.boxes[0][0]).all() and (again.upper >= wanted.boxes[0][1]).all())
+    assert np.allclose(again.lower, wanted.boxes[0][0], atol=2e-12)
 
 
 def test_marabou_agrees_on_a_proof_and_a_refutation(images: Tensor, tmp_path: Path) -> None:
@@ -162,13 +152,13 @@ def test_marabou_agrees_on_a_proof_and_a_refutation(images: Tensor, tmp_path: Pa
         ball = PerturbationLpBall(math.inf, eps)
         (verdict,), _ = certifier.decide(images[:1], y, ball)
         path = tmp_path / f"{eps}.vnnlib"
-        write_vnnlib(path, box_instance(images[0], label, 3, ball))
-        instance = read_vnnlib(path)
-        answer = ask_marabou(tmp_path / "net.onnx", instance)
+        write_vnnlib(path, box_property(images[0], label, eps))
+        query = read_query(path)
+        answer = ask_marabou(tmp_path / "net.onnx", query)
         answers[verdict.status] = answer.result
         if answer.counterexample is not None:
-            point = torch.from_numpy(answer.counterexample).float().view(1, 1, 8, 8)
-            assert counterexample_holds(instance, point[0], OnnxNet(tmp_path / "net.onnx")(point)[0])
+            logits = OnnxNet(tmp_path / "net.onnx")(torch.from_numpy(answer.counterexample)[None])[0]
+            assert query.satisfied(answer.counterexample, logits.numpy(), input_tolerance=1e-6)
     assert answers == {"proved": "unsat", "falsified": "sat"}
 
 
@@ -180,17 +170,18 @@ def test_marabou_is_not_believed_where_its_own_arithmetic_fails(images: Tensor, 
         net[2].weight.mul_(1e-6)
     export_onnx(net, (1, 8, 8), tmp_path / "net.onnx")
     wrong = (int(net(images[:1]).argmax()) + 1) % 3
-    instance = box_instance(images[0], wrong, 3, PerturbationLpBall(math.inf, 0.01))
-    assert ask_marabou(tmp_path / "net.onnx", instance).result != "unsat"
+    query = Query(vnnlib_text(box_property(images[0], wrong, 0.01)))
+    assert ask_marabou(tmp_path / "net.onnx", query).result != "unsat"
 
 
 def test_marabou_refuses_a_misfit(tmp_path: Path) -> None:
     pytest.importorskip("maraboupy")
     export_onnx(small_net("plain"), (1, 8, 8), tmp_path / "net.onnx")
+    query = Query(vnnlib_text(Property((1, 4), ((np.zeros(4), np.ones(4)),), 0, 3)))
     with pytest.raises(DataError, match="64 inputs to 3 outputs"):
-        ask_marabou(tmp_path / "net.onnx", BoxInstance(np.zeros(4), np.ones(4), 0, 3))
+        ask_marabou(tmp_path / "net.onnx", query)
     with pytest.raises(CheckpointError, match=r"none\.onnx"):
-        ask_marabou(tmp_path / "none.onnx", BoxInstance(np.zeros(4), np.ones(4), 0, 3))
+        ask_marabou(tmp_path / "none.onnx", query)
 
 
 def altered(path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:

@@ -16,9 +16,11 @@ from cure_plugin.cli.train import train
 from cure_plugin.datasets import DATASETS
 from cure_plugin.demo import SETS, run_demo
 from cure_plugin.errors import CureError
+from cure_plugin.export import ENCODINGS
 from cure_plugin.nets import NETS
 from cure_plugin.sets import kinds
 from cure_plugin.training.recipe import shipped_recipes
+from cure_plugin.vnncomp.vnnlib import VERSIONS
 
 INTERRUPTED = 130
 
@@ -71,11 +73,13 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("export", help="write ONNX and VNNLIB files")
     command.add_argument("model", type=Path, help="our checkpoint (.pt)")
-    command.add_argument(
-        "sets", nargs="*", metavar="linf=eps", help="linf sets to write VNNLIB instances for, or a .yaml list of them"
-    )
+    command.add_argument("sets", nargs="*", metavar="SET", help="sets to write instances for, as for certify")
     _add_test_images(command, 10)
-    command.add_argument("--out", type=Path, required=True, help="folder for model.onnx and vnnlib/")
+    command.add_argument("--encoding", choices=list(ENCODINGS), help="default: the tightest of each set")
+    command.add_argument("--vnnlib", choices=list(VERSIONS), default="1.0", help="version to write")
+    command.add_argument("--gz", action="store_true", help="compress the properties")
+    command.add_argument("--timeout", type=float, default=300, help="seconds per instance")
+    command.add_argument("--out", type=Path, required=True, help="folder for onnx/, vnnlib/ and instances.csv")
     command.set_defaults(run=export)
 
     command = commands.add_parser("report", help="an HTML page that compares trained nets")

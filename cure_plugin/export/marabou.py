@@ -15,7 +15,7 @@ from torch import nn
 
 from cure_plugin.errors import DataError, MissingDependencyError
 from cure_plugin.export.onnx_net import export_onnx, read_onnx_net
-from cure_plugin.export.vnnlib import BoxInstance
+from cure_plugin.vnncomp.query import Case, Linear, Query
 
 _SCALE = 2.0**14
 """Marabou 2.0.0 takes a variable whose range is below 1e-5 for a constant; certified nets have many such
@@ -28,7 +28,7 @@ class Answer:
     """Marabou's verdict.
 
     Attributes:
-        result: ``unsat`` (the property holds: no input of the box is misclassified), ``sat``, ``timeout``
+        result: ``unsat`` (no input of the boxes satisfies the query: the net is robust), ``sat``, ``timeout``
             or ``unknown`` (also where Marabou finds even the bare input box infeasible).
         counterexample: (d,) where ``sat``.
         seconds: its own solving time.
@@ -39,41 +39,57 @@ class Answer:
     seconds: float
 
 
-def ask_marabou(onnx_path: str | Path, instance: BoxInstance, timeout: int = 60) -> Answer:
-    """Solve one instance in this process.
+def ask_marabou(onnx_path: str | Path, query: Query, timeout: float = 60) -> Answer:
+    """Solve one box-input query in this process.
 
     Args:
         onnx_path: a net as :func:`export_onnx` writes it.
-        timeout: seconds, a whole number.
+        timeout: seconds; Marabou counts whole ones.
 
     Raises:
         MissingDependencyError: maraboupy is not installed.
-        CheckpointError: the file cannot be read.
-        DataError: the net's input does not fit the instance.
+        CheckpointError: the file cannot be read, or is no chain of layers.
+        DataError: the query binds its inputs by more than boxes, or the net does not fit it.
     """
     marabou = _import_marabou()
-    options = marabou.Marabou.createOptions(verbosity=0, timeoutInSeconds=timeout)
-    network = _query(marabou, onnx_path, instance)
+    seconds, results = 0.0, []
+    for case in query.cases():
+        answer = _solve(marabou, onnx_path, query, case, timeout - seconds)
+        seconds += answer.seconds
+        if answer.result == "sat":
+            return Answer("sat", answer.counterexample, seconds)
+        results.append(answer.result)
+    return Answer(next((r for r in ("timeout", "unknown") if r in results), "unsat"), None, seconds)
+
+
+def _solve(marabou: Any, onnx_path: str | Path, query: Query, case: Case, timeout: float) -> Answer:
+    """One input box."""
+    if timeout < 1:
+        return Answer("timeout", None, 0.0)
+    options = marabou.Marabou.createOptions(verbosity=0, timeoutInSeconds=int(timeout))
+    network = _network(marabou, onnx_path, query, case)
     outputs = [int(variable) for variable in network.outputVars[0].flatten()]
-    rivals = []
-    for j, variable in enumerate(outputs):
-        if j != instance.label:
-            beats = marabou.MarabouUtils.Equation(marabou.MarabouCore.Equation.GE)
-            beats.addAddend(1.0, variable)
-            beats.addAddend(-1.0, outputs[instance.label])
-            beats.setScalar(0.0)
-            rivals.append([beats])
-    network.addDisjunctionConstraint(rivals)
+    network.addDisjunctionConstraint(
+        [[_equation(marabou, linear, outputs) for linear in alternative] for alternative in case.alternatives]
+    )
     result, values, statistics = network.solve(verbose=False, options=options)
     seconds = statistics.getTotalTimeInMicro() / 1e6
     if result == "sat":
         inputs = network.inputVars[0].flatten()
         return Answer("sat", np.array([values[int(variable)] for variable in inputs]), seconds)
     if result == "unsat":
-        bare = _query(marabou, onnx_path, instance)
+        bare = _network(marabou, onnx_path, query, case)
         feasible = bare.calculateBounds(verbose=False, options=options)[0] != "unsat"
         return Answer("unsat" if feasible else "unknown", None, seconds)
     return Answer("timeout" if result == "TIMEOUT" else "unknown", None, seconds)
+
+
+def _equation(marabou: Any, linear: Linear, outputs: list[int]) -> Any:
+    equation = marabou.MarabouUtils.Equation(marabou.MarabouCore.Equation.LE)
+    for number, factor in linear.coefficients.items():
+        equation.addAddend(factor, outputs[number])
+    equation.setScalar(linear.bound)
+    return equation
 
 
 def _import_marabou() -> Any:
@@ -86,20 +102,20 @@ def _import_marabou() -> Any:
     return maraboupy
 
 
-def _query(marabou: Any, onnx_path: str | Path, instance: BoxInstance) -> Any:
-    """Marabou's network with the instance's input box and nothing asked of the outputs."""
+def _network(marabou: Any, onnx_path: str | Path, query: Query, case: Case) -> Any:
+    """Marabou's network with the case's input box and nothing asked of the outputs."""
     net, shape = read_onnx_net(onnx_path)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scaled.onnx"
         export_onnx(_scaled(net), shape, path)
         network = marabou.Marabou.read_onnx(str(path))
     inputs, outputs = network.inputVars[0].flatten(), network.outputVars[0].flatten()
-    if len(inputs) != len(instance.lower) or len(outputs) != instance.classes:
+    if len(inputs) != query.inputs or len(outputs) != query.outputs:
         raise DataError(
             f"{onnx_path} maps {len(inputs)} inputs to {len(outputs)} outputs, "
-            f"the instance has {len(instance.lower)} and {instance.classes}"
+            f"{query.source} has {query.inputs} and {query.outputs}"
         )
-    for variable, low, high in zip(inputs, instance.lower, instance.upper, strict=True):
+    for variable, low, high in zip(inputs, case.lower, case.upper, strict=True):
         network.setLowerBound(int(variable), float(low))
         network.setUpperBound(int(variable), float(high))
     return network

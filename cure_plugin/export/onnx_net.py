@@ -1,4 +1,4 @@
-"""One self-contained ONNX file per net, from {Conv, Relu, Flatten, Gemm} only, and the way back."""
+"""One self-contained ONNX file per net, from {Conv, Relu, Flatten, Reshape, Gemm} only, and the way back."""
 
 from __future__ import annotations
 
@@ -9,27 +9,33 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from cure_plugin.errors import CheckpointError, SpecError
-from cure_plugin.files import write_atomically
 from cure_plugin.nets import Normalize
-
-_OPSET = 13
-_IR_VERSION = 8
+from cure_plugin.vnncomp.graphs import input_shape as shape_of_input
+from cure_plugin.vnncomp.graphs import make_model, read_model, write_model
 
 
 def export_onnx(net: nn.Sequential, input_shape: tuple[int, ...], path: str | Path) -> None:
-    """Write ``net`` (eval mode) to ``path`` with input ``X`` (1, *input_shape) and output ``Y``.
-
-    BatchNorm is folded into the convolution or linear layer before it (a BatchNorm on the input becomes
-    a 1 x 1 convolution), all weights lie inside the file, and the file passes ``onnx.checker``.
+    """Write ``net`` to ``path`` as :func:`onnx_model` makes it.
 
     Raises:
         SpecError: a layer with no translation; the message names it.
         OutputError: the file cannot be written.
+    """
+    write_model(onnx_model(net, input_shape), path)
+
+
+def onnx_model(net: nn.Sequential, input_shape: tuple[int, ...]) -> onnx.ModelProto:
+    """``net`` (eval mode) with input ``X`` (1, *input_shape) and output ``Y``.
+
+    BatchNorm is folded into the convolution or linear layer before it (a BatchNorm on the input becomes
+    a 1 x 1 convolution), all weights lie inside the model, and it passes ``onnx.checker``.
+
+    Raises:
+        SpecError: a layer with no translation; the message names it.
     """
     nodes: list[onnx.NodeProto] = []
     tensors: list[onnx.TensorProto] = []
@@ -40,25 +46,14 @@ def export_onnx(net: nn.Sequential, input_shape: tuple[int, ...], path: str | Pa
         kind, attributes, parameters = _translate(layer)
         names = [f"{name}{number}" for name in parameters]
         tensors += [
-            numpy_helper.from_array(value.detach().cpu().float().contiguous().numpy(), name)
+            numpy_helper.from_array(_stored(value), name)
             for name, value in zip(names, parameters.values(), strict=True)
         ]
         nodes.append(helper.make_node(kind, [current, *names], [output], name=f"{kind}_{number}", **attributes))
         current = output
     with torch.no_grad():
         classes = net(torch.zeros(1, *input_shape, dtype=next(net.parameters()).dtype)).shape[1]
-    graph = helper.make_graph(
-        nodes,
-        "cure_plugin",
-        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [1, *input_shape])],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [1, classes])],
-        tensors,
-    )
-    opsets = [helper.make_opsetid("", _OPSET)]
-    model = helper.make_model(graph, producer_name="cure_plugin", opset_imports=opsets, ir_version=_IR_VERSION)
-    onnx.checker.check_model(model, full_check=True)
-    content = model.SerializeToString(deterministic=True)
-    write_atomically(path, lambda file: file.write(content))
+    return make_model(nodes, tensors, (1, *input_shape), classes)
 
 
 def fold_batch_norm(net: nn.Sequential) -> list[nn.Module]:
@@ -146,10 +141,18 @@ def _translate(layer: nn.Module) -> tuple[str, dict[str, Any], dict[str, Tensor]
         return "Relu", {}, {}
     if isinstance(layer, nn.Flatten):
         return "Flatten", {"axis": 1}, {}
+    if isinstance(layer, nn.Unflatten) and layer.dim == 1:
+        return "Reshape", {}, {"S": torch.tensor([1, *layer.unflattened_size])}
     raise SpecError(
         f"cannot export layer {type(layer).__name__}; supported in nn.Sequential: Normalize, Conv2d, BatchNorm, "
         "Linear, ReLU, Flatten"
     )
+
+
+def _stored(value: Tensor) -> np.ndarray:
+    """Weights as float32, shapes as they are."""
+    value = value.detach().cpu().contiguous()
+    return np.asarray(value.float().numpy() if value.is_floating_point() else value.numpy())
 
 
 def _parameters(layer: nn.Conv2d | nn.Linear) -> dict[str, Tensor]:
@@ -160,24 +163,16 @@ def read_onnx_net(path: str | Path) -> tuple[nn.Sequential, tuple[int, ...]]:
     """(net in eval mode, input shape without batch) of a sequential ONNX file as :func:`export_onnx` writes it.
 
     Raises:
-        CheckpointError: missing, corrupt, or a graph that is no chain of Conv, Relu, Flatten and Gemm.
+        CheckpointError: missing, corrupt, or a graph that is no chain of Conv, Relu, Flatten, Reshape and Gemm.
     """
-    try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except (OSError, DecodeError, onnx.checker.ValidationError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"cannot read ONNX file {path}: {reason}; export it again") from error
+    model = read_model(path)
     for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT:
+        if tensor.data_type not in (TensorProto.FLOAT, TensorProto.INT64):  # integers: the shape of a Reshape
             raise CheckpointError(f"{path}: weight {tensor.name} is not float32; export the net in float32")
     weights = {t.name: torch.from_numpy(np.array(numpy_helper.to_array(t))) for t in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    if len(inputs) != 1:
-        raise CheckpointError(f"{path} has {len(inputs)} inputs; one is supported")
-    shape = tuple(dimension.dim_value for dimension in inputs[0].type.tensor_type.shape.dim)
+    shape = shape_of_input(model)
     layers: list[nn.Module] = []
-    current = inputs[0].name
+    current = next(value.name for value in model.graph.input if value.name not in weights)
     for node in model.graph.node:
         if node.op_type not in _READERS or node.input[0] != current or any(n not in weights for n in node.input[1:]):
             raise CheckpointError(
@@ -229,6 +224,10 @@ def _read_gemm(attributes: dict[str, Any], weights: list[Tensor]) -> nn.Module:
     return _filled(nn.Linear(weight.shape[1], weight.shape[0], bias=len(weights) > 1), [weight, *weights[1:]])
 
 
+def _read_reshape(_: dict[str, Any], weights: list[Tensor]) -> nn.Module:
+    return nn.Unflatten(1, tuple(weights[0].tolist()[1:]))
+
+
 def _filled(layer: nn.Conv2d | nn.Linear, weights: list[Tensor]) -> nn.Module:
     with torch.no_grad():
         layer.weight.copy_(weights[0])
@@ -247,5 +246,6 @@ _READERS: dict[str, Callable[[dict[str, Any], list[Tensor]], nn.Module]] = {
     "Conv": _read_conv,
     "Gemm": _read_gemm,
     "Relu": lambda _, __: nn.ReLU(),
+    "Reshape": _read_reshape,
     "Flatten": _read_flatten,
 }

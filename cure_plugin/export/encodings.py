@@ -1,0 +1,318 @@
+"""One image and one set as a network and a property that outside verifiers read, in every form the set allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from cure_plugin.errors import SpecError
+from cure_plugin.sets import (
+    PerturbationGeometric,
+    PerturbationLpBall,
+    PerturbationPatch,
+    PerturbationSet,
+    PerturbationUnion,
+)
+from cure_plugin.sets.geometry import linear_planes
+from cure_plugin.vnncomp.fixed_point import float32_above, float32_below
+from cure_plugin.vnncomp.graphs import output_size, with_channel_front, with_distance, with_linear_front
+from cure_plugin.vnncomp.property import Ball, Box, Budget, Limit, Property
+from cure_plugin.vnncomp.vnnlib import VERSIONS
+
+_PLANE_PIECES = {0: 1, 1: 20, 2: 8, 3: 4}
+"""Sub-intervals per spatial parameter of the planes, by how many there are."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A network and a property that together ask about one image and one set.
+
+    Attributes:
+        name: one of :data:`ENCODINGS`.
+        model: the network to ask about. wanted: the property.
+        exact: whether each input that the property allows stands for an image of the set (up to rounding); if
+            not, the property allows more: ``unsat`` carries over to the set, ``sat`` does not.
+        to_input: (attack variable of the set, first axis 1) -> flattened input of the network.
+        to_image: flattened input of the network -> the image (1, *shape) that it stands for.
+        versions: of VNNLIB that can say it.
+    """
+
+    name: str
+    model: onnx.ModelProto
+    wanted: Property
+    exact: bool
+    to_input: Callable[[Tensor], np.ndarray]
+    to_image: Callable[[np.ndarray], Tensor]
+    versions: tuple[str, ...] = VERSIONS
+
+
+def default_encoding(perturbation: PerturbationSet, version: str = "1.0") -> str:
+    """The tightest encoding of a set that a version of VNNLIB can say."""
+    # exact types: a subclass may be another set, of which no more than the hull is known
+    if type(perturbation) is PerturbationLpBall and perturbation.shared_budget:
+        return "distance" if version == "1.0" else "ball"
+    if type(perturbation) is PerturbationGeometric:
+        return "parameters" if _is_affine(perturbation) else "planes"
+    return "boxes" if type(perturbation) in (PerturbationPatch, PerturbationUnion) else "box"
+
+
+def encode(
+    model: onnx.ModelProto, x: Tensor, label: int, perturbation: PerturbationSet, encoding: str | None = None
+) -> Encoding:
+    """``perturbation`` around one image, for the classifier ``model``.
+
+    - ``box``: the pixel hull of any set.
+    - ``boxes``: a box per patch position, union member or geometric cell.
+    - ``parameters``: contrast and brightness as the network's inputs.
+    - ``planes``: a transformation's parameters as inputs, with a slack per pixel for what a linear map misses.
+    - ``patch``: the contents of a patch's position, or of the window of its block of positions, as inputs.
+    - ``ball``: l2 and l1 balls as sums over inputs (VNNLIB 2.0 only).
+    - ``distance``: the same with the distance as a further output; the image is pinned, one network serves all.
+
+    Args:
+        model: as :func:`cure_plugin.export.onnx_model` makes it.
+        x: the image (*input), without batch axis.
+        label: its class.
+        encoding: one of :data:`ENCODINGS`; default: :func:`default_encoding`.
+
+    Raises:
+        SpecError: an unknown encoding, or one that the set does not allow.
+    """
+    name = default_encoding(perturbation) if encoding is None else encoding
+    if name not in ENCODINGS:
+        raise SpecError(f"unknown encoding {name!r}; known: {', '.join(ENCODINGS)}")
+    return ENCODINGS[name](model, x.detach().cpu().unsqueeze(0), label, perturbation)
+
+
+def _image_encoding(
+    name: str, model: onnx.ModelProto, x: Tensor, label: int, boxes: tuple[Box, ...], own: PerturbationSet, exact: bool
+) -> Encoding:
+    """Encodings whose network is the classifier itself."""
+    return Encoding(
+        name,
+        model,
+        Property(tuple(x.shape), boxes, label, output_size(model)),
+        exact,
+        lambda variable: _flat(own.decode(x, variable)),
+        lambda point: torch.from_numpy(point).view(x.shape),
+    )
+
+
+def _box(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
+    return _image_encoding("box", model, x, label, (_hull(own, x),), own, _is_box(own))
+
+
+def _boxes(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
+    pieces = _leaves(own, x)
+    hulls = tuple(_hull(piece, x) for piece in pieces)
+    return _image_encoding("boxes", model, x, label, hulls, own, all(map(_is_box, pieces)))
+
+
+def _leaves(own: PerturbationSet, x: Tensor) -> list[PerturbationSet]:
+    """Sets inside ``own`` that cover it: positions of a patch, members of a union, cells of a geometric set."""
+    if type(own) is PerturbationUnion:
+        return [leaf for part in own.parts() for leaf in _leaves(part, x)]
+    if type(own) is PerturbationPatch:
+        r0, r1, c0, c1 = own.positions(x)[0].tolist()
+        return [
+            PerturbationPatch(own.height, own.width, (r, r, c, c), own.domain)
+            for r in range(r0, r1 + 1)
+            for c in range(c0, c1 + 1)
+        ]
+    return list(own.partition(x))
+
+
+def _is_box(own: PerturbationSet) -> bool:
+    """Whether the hull is the set: linf balls, and patches at one position."""
+    if type(own) is PerturbationLpBall:
+        return not own.shared_budget
+    return type(own) is PerturbationPatch and own.block is not None and _positions(own.block) == 1
+
+
+def _positions(block: Tensor) -> int:
+    r0, r1, c0, c1 = block.flatten().tolist()
+    return int((r1 - r0 + 1) * (c1 - c0 + 1))
+
+
+def _parameters(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
+    if type(own) is not PerturbationGeometric or not _is_affine(own):
+        raise _refused("parameters", own, "contrast and brightness alone, in that order, are affine; use planes")
+    columns = {"C": x.flatten() / 100, "B": torch.ones(x.numel())}
+    weight = torch.stack([columns[name] for name in own.parameters], dim=1).float().numpy()
+    bias = x.flatten().float().numpy()
+    box = float32_below(own.lower.numpy()), float32_above(own.upper.numpy())
+    return Encoding(
+        "parameters",
+        with_linear_front(model, weight, bias),
+        Property((1, len(own.parameters)), (box,), label, output_size(model)),
+        True,
+        _flat,
+        lambda point: _front_image(weight, bias, point, x),
+    )
+
+
+def _is_affine(own: PerturbationGeometric) -> bool:
+    return own.lower.ndim == 1 and own.names in (("C",), ("B",), ("C", "B"))
+
+
+def _planes(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
+    if type(own) is not PerturbationGeometric or own.lower.ndim != 1:
+        raise _refused("planes", own, "it is for geometric sets with one box of parameters")
+    spatial = sum(name not in ("C", "B") for name in own.parameters)
+    exact_x, low, high = x.double(), own.lower.unsqueeze(0), own.upper.unsqueeze(0)
+    planes = linear_planes(exact_x, own.names, low, high, _PLANE_PIECES.get(spatial, 2))
+    lower_slope, lower_offset, upper_slope, upper_offset = (plane[0].flatten(-3).numpy() for plane in planes)
+    # one slope for both planes, as float32 numbers; the slack takes what the planes' own slopes differ by
+    slope = ((lower_slope + upper_slope) / 2).astype(np.float32)
+    centre = ((own.lower + own.upper) / 2).numpy()
+    radius = (own.upper - own.lower).numpy() / 2
+    shift = centre @ slope.astype(np.float64)
+    slack_low = lower_offset - shift - radius @ np.abs(lower_slope - slope)
+    slack_high = upper_offset - shift + radius @ np.abs(upper_slope - slope)
+    rounding = 1e-9 * (1 + np.abs(shift) + np.abs(lower_offset) + np.abs(upper_offset))
+    box = (
+        float32_below(np.concatenate([own.lower.numpy(), slack_low - rounding])),
+        float32_above(np.concatenate([own.upper.numpy(), slack_high + rounding])),
+    )
+    weight = np.concatenate([slope.T, np.eye(x.numel(), dtype=np.float32)], axis=1)
+    bias = np.zeros(x.numel(), dtype=np.float32)
+
+    def to_input(variable: Tensor) -> np.ndarray:
+        parameters = _flat(variable)
+        image = _flat(own.decode(exact_x, variable.double()))
+        return np.concatenate([parameters, image - parameters @ slope.astype(np.float64)])
+
+    return Encoding(
+        "planes",
+        with_linear_front(model, weight, bias),
+        Property((1, weight.shape[1]), (box,), label, output_size(model)),
+        False,
+        to_input,
+        lambda point: _front_image(weight, bias, point, x),
+    )
+
+
+def _patch(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
+    if type(own) is not PerturbationPatch:
+        raise _refused("patch", own, "it is for patches")
+    lower, upper = _hull(own, x)
+    r0, r1, c0, c1 = own.positions(x)[0].tolist()
+    window = torch.zeros_like(x, dtype=torch.bool)
+    window[..., r0 : r1 + own.height, c0 : c1 + own.width] = True
+    inside = window.flatten().numpy()
+    weight = np.eye(x.numel(), dtype=np.float32)[:, inside]
+    bias = np.where(inside, 0, _flat(x)).astype(np.float32)
+    return Encoding(
+        "patch",
+        with_linear_front(model, weight, bias),
+        Property((1, int(inside.sum())), ((lower[inside], upper[inside]),), label, output_size(model)),
+        r0 == r1 and c0 == c1,
+        lambda variable: _flat(own.decode(x, variable))[inside],
+        lambda point: _front_image(weight, bias, point, x),
+    )
+
+
+def _ball(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
+    norm, eps = _radius("ball", own)
+    if norm == 2:
+        plain = _image_encoding("ball", model, x, label, (_hull(own, x),), own, True)
+        return replace(plain, wanted=replace(plain.wanted, ball=Ball(_flat(x), eps)), versions=("2.0",))
+    # l1: the image, what is added to it and what is taken away; both are at least 0, their sum is the budget
+    image, (lower, upper) = _flat(x), _hull(own, x)
+    channels, size = x.shape[1], x.numel()
+    identity = np.eye(channels, dtype=np.float32)
+    box = (
+        np.concatenate([image, np.zeros(2 * size)]),
+        np.concatenate([image, np.maximum(upper - image, 0), np.maximum(image - lower, 0)]),
+    )
+
+    def to_input(variable: Tensor) -> np.ndarray:
+        moved = _flat(own.decode(x, variable)) - image
+        return np.concatenate([image, np.maximum(moved, 0), np.maximum(-moved, 0)])
+
+    def to_image(point: np.ndarray) -> Tensor:
+        start, up, down = point.reshape(3, size)
+        return torch.from_numpy(start + up - down).view(x.shape)
+
+    return Encoding(
+        "ball",
+        with_channel_front(model, np.concatenate([identity, identity, -identity], axis=1)),
+        Property(
+            (1, 3 * channels, *x.shape[2:]),
+            (box,),
+            label,
+            output_size(model),
+            budget=Budget(np.arange(size, 3 * size), eps),
+        ),
+        True,
+        to_input,
+        to_image,
+        ("2.0",),
+    )
+
+
+def _distance(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
+    norm, eps = _radius("distance", own)
+    image, (lower, upper) = _flat(x), _hull(own, x)
+    classes = output_size(model)
+    name, bound = ("l2", eps * eps) if norm == 2 else ("l1", eps)
+    return Encoding(
+        "distance",
+        with_distance(model, name),
+        Property(
+            (1, 2 * x.shape[1], *x.shape[2:]),
+            ((np.concatenate([image, lower]), np.concatenate([image, upper])),),
+            label,
+            classes,
+            classes + 1,
+            limit=Limit(classes, bound),
+        ),
+        True,
+        lambda variable: np.concatenate([image, _flat(own.decode(x, variable))]),
+        lambda point: torch.from_numpy(point[x.numel() :]).view(x.shape),
+    )
+
+
+def _radius(encoding: str, own: PerturbationSet) -> tuple[float, float]:
+    """(p, eps) of an l1 or l2 ball that is the same for all images."""
+    if type(own) is not PerturbationLpBall or not own.shared_budget:
+        raise _refused(encoding, own, "it is for l1 and l2 balls")
+    eps = torch.as_tensor(own.eps, dtype=torch.float64)
+    if eps.numel() != 1:
+        raise _refused(encoding, own, "a radius per sample belongs to no single image")
+    return own.p, float(eps)
+
+
+def _refused(encoding: str, own: PerturbationSet, reason: str) -> SpecError:
+    return SpecError(f"encoding {encoding!r} does not fit {own!r}: {reason}")
+
+
+def _hull(own: PerturbationSet, x: Tensor) -> Box:
+    """The pixel hull as float32 numbers at or outside its ends."""
+    lower, upper = own.box(x.double())
+    return float32_below(_flat(lower)), float32_above(_flat(upper))
+
+
+def _flat(values: Tensor) -> np.ndarray:
+    return np.asarray(values.detach().cpu().double().flatten().numpy())
+
+
+def _front_image(weight: np.ndarray, bias: np.ndarray, point: np.ndarray, x: Tensor) -> Tensor:
+    return torch.from_numpy(weight.astype(np.float64) @ point + bias).view(x.shape)
+
+
+ENCODINGS: dict[str, Callable[[onnx.ModelProto, Tensor, int, PerturbationSet], Encoding]] = {
+    "box": _box,
+    "boxes": _boxes,
+    "parameters": _parameters,
+    "planes": _planes,
+    "patch": _patch,
+    "ball": _ball,
+    "distance": _distance,
+}
+"""Name -> how to make it; see :func:`encode`."""

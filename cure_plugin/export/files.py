@@ -1,0 +1,71 @@
+"""A folder of ONNX and VNNLIB files with its instances.csv, from a net, images and sets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from cure_plugin.datasets import ImageData
+from cure_plugin.errors import SpecError
+from cure_plugin.export.encodings import default_encoding, encode
+from cure_plugin.export.onnx_net import onnx_model
+from cure_plugin.sets import SetSpec
+from cure_plugin.vnncomp.graphs import write_model
+from cure_plugin.vnncomp.instances import Instance, write_instances
+from cure_plugin.vnncomp.vnnlib import write_vnnlib
+
+
+def export_instances(
+    net: nn.Sequential,
+    data: ImageData,
+    sets: Sequence[SetSpec],
+    folder: Path,
+    encoding: str | None = None,
+    version: str = "1.0",
+    compress: bool = False,
+    timeout: float = 300,
+) -> list[Instance]:
+    """Write ``onnx/``, ``vnnlib/`` and ``instances.csv``; ``onnx/model.onnx`` is the net itself.
+
+    Networks that several instances share are written once.
+
+    Args:
+        encoding: see :func:`encode`; default: each set's own.
+        version: of VNNLIB. compress: write ``.vnnlib.gz``.
+        timeout: seconds per instance.
+
+    Raises:
+        SpecError: a set that the encoding or the version cannot say.
+        OutputError: a file cannot be written.
+    """
+    plain = onnx_model(net, data.shape)
+    written = {plain.SerializeToString(deterministic=True): "model.onnx"}
+    write_model(plain, folder / "onnx" / "model.onnx")
+    x, y = data.batch(slice(0, len(data)))
+    instances = []
+    for spec in sets:
+        own = spec.build()
+        wanted = encoding or default_encoding(own, version)
+        for index in range(len(data)):
+            found = encode(plain, x[index], int(y[index]), own, wanted)
+            if version not in found.versions:
+                raise SpecError(f"encoding {wanted!r} of {spec} needs VNNLIB {' or '.join(found.versions)}")
+            base = f"{safe_name(spec)}_{wanted}_{index}"
+            content = found.model.SerializeToString(deterministic=True)
+            if content not in written:
+                written[content] = f"model_{base}.onnx"
+                write_model(found.model, folder / "onnx" / written[content])
+            path = f"vnnlib/{base}.vnnlib{'.gz' if compress else ''}"
+            write_vnnlib(folder / path, found.wanted, version, f"image {index}, {spec}, encoding {wanted}")
+            instances.append(Instance(f"onnx/{written[content]}", path, timeout))
+    if instances:
+        write_instances(folder / "instances.csv", instances)
+    return instances
+
+
+def safe_name(spec: SetSpec) -> str:
+    """A set's text as part of a file name."""
+    return re.sub(r"[^0-9A-Za-z.]+", "-", str(spec)).strip("-")
