@@ -38,21 +38,25 @@ def export_instances(
         timeout: seconds per instance.
 
     Raises:
-        SpecError: a set that the encoding or the version cannot say.
+        SpecError: a set that the encoding or the version cannot say, a timeout that is not > 0.
         OutputError: a file cannot be written.
     """
+    if not 0 < timeout < float("inf"):
+        raise SpecError(f"timeout must be finite and > 0, got {timeout!r}")
     plain = onnx_model(net, data.shape)
+    x, y = data.batch(slice(0, len(data)))
+    named = [encoding or default_encoding(spec.build(), version) for spec in sets]
+    for spec, wanted in zip(sets, named, strict=True):  # before anything is written
+        found = encode(plain, x[0], int(y[0]), spec.build(), wanted)
+        if version not in found.versions:
+            raise SpecError(f"encoding {wanted!r} of {spec} needs VNNLIB {' or '.join(found.versions)}")
     written = {plain.SerializeToString(deterministic=True): "model.onnx"}
     write_model(plain, folder / "onnx" / "model.onnx")
-    x, y = data.batch(slice(0, len(data)))
     instances = []
-    for spec in sets:
+    for spec, wanted in zip(sets, named, strict=True):
         own = spec.build()
-        wanted = encoding or default_encoding(own, version)
         for index in range(len(data)):
             found = encode(plain, x[index], int(y[index]), own, wanted)
-            if version not in found.versions:
-                raise SpecError(f"encoding {wanted!r} of {spec} needs VNNLIB {' or '.join(found.versions)}")
             base = f"{safe_name(spec)}_{wanted}_{index}"
             content = found.model.SerializeToString(deterministic=True)
             if content not in written:
