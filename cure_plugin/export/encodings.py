@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -19,9 +19,19 @@ from cure_plugin.sets import (
     PerturbationUnion,
 )
 from cure_plugin.sets.geometry import linear_planes
-from cure_plugin.vnncomp.fixed_point import float32_above, float32_below
-from cure_plugin.vnncomp.graphs import output_size, with_channel_front, with_distance, with_linear_front
-from cure_plugin.vnncomp.property import Ball, Box, Budget, Limit, Property
+from cure_plugin.vnncomp.property import Box, Property
+from cure_plugin.vnncomp.questions import (
+    Question,
+    contrast_and_brightness,
+    free_pixels,
+    in_boxes,
+    in_l1_ball,
+    in_l2_ball,
+    of_parameters,
+    slope_and_slack,
+    window,
+    within_distance,
+)
 from cure_plugin.vnncomp.vnnlib import VERSIONS
 
 _PLANE_PIECES = {0: 1, 1: 20, 2: 8, 3: 4}
@@ -90,27 +100,45 @@ def encode(
 
 
 def _image_encoding(
-    name: str, model: onnx.ModelProto, x: Tensor, label: int, boxes: tuple[Box, ...], own: PerturbationSet, exact: bool
+    name: str, question: Question, x: Tensor, own: PerturbationSet, exact: bool, versions: tuple[str, ...] = VERSIONS
 ) -> Encoding:
     """Encodings whose network is the classifier itself."""
     return Encoding(
         name,
-        model,
-        Property(tuple(x.shape), boxes, label, output_size(model)),
+        question.model,
+        question.wanted,
         exact,
         lambda variable: _flat(own.decode(x, variable)),
         lambda point: torch.from_numpy(point).view(x.shape),
+        versions,
     )
 
 
+def _front_encoding(
+    name: str,
+    question: Question,
+    x: Tensor,
+    exact: bool,
+    to_input: Callable[[Tensor], np.ndarray],
+    front: tuple[np.ndarray, np.ndarray],
+) -> Encoding:
+    """Encodings whose inputs a linear front (weight, bias) makes an image of."""
+    weight, bias = front
+
+    def to_image(point: np.ndarray) -> Tensor:
+        return torch.from_numpy(weight.astype(np.float64) @ point + bias).view(x.shape)
+
+    return Encoding(name, question.model, question.wanted, exact, to_input, to_image)
+
+
 def _box(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
-    return _image_encoding("box", model, x, label, (_hull(own, x),), own, _is_box(own))
+    return _image_encoding("box", in_boxes(model, [_hull(own, x)], label), x, own, _is_box(own))
 
 
 def _boxes(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
     pieces = _leaves(own, x)
-    hulls = tuple(_hull(piece, x) for piece in pieces)
-    return _image_encoding("boxes", model, x, label, hulls, own, all(map(_is_box, pieces)))
+    question = in_boxes(model, [_hull(piece, x) for piece in pieces], label)
+    return _image_encoding("boxes", question, x, own, all(map(_is_box, pieces)))
 
 
 def _leaves(own: PerturbationSet, x: Tensor) -> list[PerturbationSet]:
@@ -142,18 +170,9 @@ def _positions(block: Tensor) -> int:
 def _parameters(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
     if type(own) is not PerturbationGeometric or not _is_affine(own):
         raise _refused("parameters", own, "contrast and brightness alone, in that order, are affine; use planes")
-    columns = {"C": x.flatten() / 100, "B": torch.ones(x.numel())}
-    weight = torch.stack([columns[name] for name in own.parameters], dim=1).float().numpy()
-    bias = x.flatten().float().numpy()
-    box = float32_below(own.lower.numpy()), float32_above(own.upper.numpy())
-    return Encoding(
-        "parameters",
-        with_linear_front(model, weight, bias),
-        Property((1, len(own.parameters)), (box,), label, output_size(model)),
-        True,
-        _flat,
-        lambda point: _front_image(weight, bias, point, x),
-    )
+    front = contrast_and_brightness(_flat(x), own.parameters)
+    question = of_parameters(model, *front, (own.lower.numpy(), own.upper.numpy()), label)
+    return _front_encoding("parameters", question, x, True, _flat, front)
 
 
 def _is_affine(own: PerturbationGeometric) -> bool:
@@ -163,9 +182,26 @@ def _is_affine(own: PerturbationGeometric) -> bool:
 def _planes(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
     if type(own) is not PerturbationGeometric or own.lower.ndim != 1:
         raise _refused("planes", own, "it is for geometric sets with one box of parameters")
+    slope, box = planes_with_slack(x, own)
+    front = slope_and_slack(slope)
+
+    def to_input(variable: Tensor) -> np.ndarray:
+        parameters = _flat(variable)
+        image = _flat(own.decode(x.double(), variable.double()))
+        return np.concatenate([parameters, image - slope.astype(np.float64) @ parameters])
+
+    return _front_encoding("planes", of_parameters(model, *front, box, label), x, False, to_input, front)
+
+
+def planes_with_slack(x: Tensor, own: PerturbationGeometric) -> tuple[np.ndarray, Box]:
+    """A slope (d, k), float32, and a box of k parameters and d slacks around one image (1, C, H, W).
+
+    Every transformed image is slope @ parameters + slack for parameters and a slack in the box.
+    """
     spatial = sum(name not in ("C", "B") for name in own.parameters)
-    exact_x, low, high = x.double(), own.lower.unsqueeze(0), own.upper.unsqueeze(0)
-    planes = linear_planes(exact_x, own.names, low, high, _PLANE_PIECES.get(spatial, 2))
+    planes = linear_planes(
+        x.double(), own.names, own.lower.unsqueeze(0), own.upper.unsqueeze(0), _PLANE_PIECES.get(spatial, 2)
+    )
     lower_slope, lower_offset, upper_slope, upper_offset = (plane[0].flatten(-3).numpy() for plane in planes)
     # one slope for both planes, as float32 numbers; the slack takes what the planes' own slopes differ by
     slope = ((lower_slope + upper_slope) / 2).astype(np.float32)
@@ -175,26 +211,9 @@ def _planes(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet)
     slack_low = lower_offset - shift - radius @ np.abs(lower_slope - slope)
     slack_high = upper_offset - shift + radius @ np.abs(upper_slope - slope)
     rounding = 1e-9 * (1 + np.abs(shift) + np.abs(lower_offset) + np.abs(upper_offset))
-    box = (
-        float32_below(np.concatenate([own.lower.numpy(), slack_low - rounding])),
-        float32_above(np.concatenate([own.upper.numpy(), slack_high + rounding])),
-    )
-    weight = np.concatenate([slope.T, np.eye(x.numel(), dtype=np.float32)], axis=1)
-    bias = np.zeros(x.numel(), dtype=np.float32)
-
-    def to_input(variable: Tensor) -> np.ndarray:
-        parameters = _flat(variable)
-        image = _flat(own.decode(exact_x, variable.double()))
-        return np.concatenate([parameters, image - parameters @ slope.astype(np.float64)])
-
-    return Encoding(
-        "planes",
-        with_linear_front(model, weight, bias),
-        Property((1, weight.shape[1]), (box,), label, output_size(model)),
-        False,
-        to_input,
-        lambda point: _front_image(weight, bias, point, x),
-    )
+    lower = np.concatenate([own.lower.numpy(), slack_low - rounding])
+    upper = np.concatenate([own.upper.numpy(), slack_high + rounding])
+    return slope.T, (lower, upper)
 
 
 def _patch(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
@@ -202,76 +221,39 @@ def _patch(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) 
         raise _refused("patch", own, "it is for patches")
     lower, upper = _hull(own, x)
     r0, r1, c0, c1 = own.positions(x)[0].tolist()
-    window = torch.zeros_like(x, dtype=torch.bool)
-    window[..., r0 : r1 + own.height, c0 : c1 + own.width] = True
-    inside = window.flatten().numpy()
-    weight = np.eye(x.numel(), dtype=np.float32)[:, inside]
-    bias = np.where(inside, 0, _flat(x)).astype(np.float32)
-    return Encoding(
-        "patch",
-        with_linear_front(model, weight, bias),
-        Property((1, int(inside.sum())), ((lower[inside], upper[inside]),), label, output_size(model)),
-        r0 == r1 and c0 == c1,
-        lambda variable: _flat(own.decode(x, variable))[inside],
-        lambda point: _front_image(weight, bias, point, x),
-    )
+    free = window(x.shape, r0, c0, r1 - r0 + own.height, c1 - c0 + own.width)
+    front = free_pixels(_flat(x), free)
+    question = of_parameters(model, *front, (lower[free], upper[free]), label)
+    single = r0 == r1 and c0 == c1
+    return _front_encoding("patch", question, x, single, lambda v: _flat(own.decode(x, v))[free], front)
 
 
 def _ball(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
     norm, eps = _radius("ball", own)
+    image, hull = _flat(x), _hull(own, x)
     if norm == 2:
-        plain = _image_encoding("ball", model, x, label, (_hull(own, x),), own, True)
-        return replace(plain, wanted=replace(plain.wanted, ball=Ball(_flat(x), eps)), versions=("2.0",))
-    # l1: the image, what is added to it and what is taken away; both are at least 0, their sum is the budget
-    image, (lower, upper) = _flat(x), _hull(own, x)
-    channels, size = x.shape[1], x.numel()
-    identity = np.eye(channels, dtype=np.float32)
-    box = (
-        np.concatenate([image, np.zeros(2 * size)]),
-        np.concatenate([image, np.maximum(upper - image, 0), np.maximum(image - lower, 0)]),
-    )
+        return _image_encoding("ball", in_l2_ball(model, image, hull, eps, label), x, own, True, ("2.0",))
+    question = in_l1_ball(model, image, hull, eps, label)
 
     def to_input(variable: Tensor) -> np.ndarray:
         moved = _flat(own.decode(x, variable)) - image
         return np.concatenate([image, np.maximum(moved, 0), np.maximum(-moved, 0)])
 
     def to_image(point: np.ndarray) -> Tensor:
-        start, up, down = point.reshape(3, size)
+        start, up, down = point.reshape(3, -1)
         return torch.from_numpy(start + up - down).view(x.shape)
 
-    return Encoding(
-        "ball",
-        with_channel_front(model, np.concatenate([identity, identity, -identity], axis=1)),
-        Property(
-            (1, 3 * channels, *x.shape[2:]),
-            (box,),
-            label,
-            output_size(model),
-            budget=Budget(np.arange(size, 3 * size), eps),
-        ),
-        True,
-        to_input,
-        to_image,
-        ("2.0",),
-    )
+    return Encoding("ball", question.model, question.wanted, True, to_input, to_image, ("2.0",))
 
 
 def _distance(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
     norm, eps = _radius("distance", own)
-    image, (lower, upper) = _flat(x), _hull(own, x)
-    classes = output_size(model)
-    name, bound = ("l2", eps * eps) if norm == 2 else ("l1", eps)
+    image = _flat(x)
+    question = within_distance(model, image, _hull(own, x), "l2" if norm == 2 else "l1", eps, label)
     return Encoding(
         "distance",
-        with_distance(model, name),
-        Property(
-            (1, 2 * x.shape[1], *x.shape[2:]),
-            ((np.concatenate([image, lower]), np.concatenate([image, upper])),),
-            label,
-            classes,
-            classes + 1,
-            limit=Limit(classes, bound),
-        ),
+        question.model,
+        question.wanted,
         True,
         lambda variable: np.concatenate([image, _flat(own.decode(x, variable))]),
         lambda point: torch.from_numpy(point[x.numel() :]).view(x.shape),
@@ -293,17 +275,13 @@ def _refused(encoding: str, own: PerturbationSet, reason: str) -> SpecError:
 
 
 def _hull(own: PerturbationSet, x: Tensor) -> Box:
-    """The pixel hull as float32 numbers at or outside its ends."""
+    """The pixel hull, in float64."""
     lower, upper = own.box(x.double())
-    return float32_below(_flat(lower)), float32_above(_flat(upper))
+    return _flat(lower), _flat(upper)
 
 
 def _flat(values: Tensor) -> np.ndarray:
     return np.asarray(values.detach().cpu().double().flatten().numpy())
-
-
-def _front_image(weight: np.ndarray, bias: np.ndarray, point: np.ndarray, x: Tensor) -> Tensor:
-    return torch.from_numpy(weight.astype(np.float64) @ point + bias).view(x.shape)
 
 
 ENCODINGS: dict[str, Callable[[onnx.ModelProto, Tensor, int, PerturbationSet], Encoding]] = {
