@@ -13,6 +13,20 @@ from torch import Tensor, nn
 from cure_plugin.errors import SpecError
 
 
+class Reshape(nn.Module):
+    """Inputs (B, d) as tensors (B, *shape)."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], *self.shape)
+
+    def extra_repr(self) -> str:
+        return str(self.shape)
+
+
 class Normalize(nn.Module):
     """``(x - mean) / std`` per channel, as a 1 x 1 convolution with fixed weights.
 

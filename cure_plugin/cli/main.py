@@ -1,4 +1,4 @@
-"""``cure train | certify | compare | export | report | sets | demo``: arguments and exit codes."""
+"""``cure train | certify | compare | export | verify | check | bench | report | sets | demo``: the arguments."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cure_plugin.cli.compare import compare
 from cure_plugin.cli.export import export
 from cure_plugin.cli.report import report
 from cure_plugin.cli.train import train
+from cure_plugin.cli.verify import bench_check, check, verify
 from cure_plugin.datasets import DATASETS
 from cure_plugin.demo import SETS, run_demo
 from cure_plugin.errors import CureError
@@ -20,23 +21,27 @@ from cure_plugin.export import ENCODINGS
 from cure_plugin.nets import NETS
 from cure_plugin.sets import kinds
 from cure_plugin.training.recipe import shipped_recipes
+from cure_plugin.vnncomp.verifiers import VERIFIERS
 from cure_plugin.vnncomp.vnnlib import VERSIONS
 
 INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; errors on purpose become one line on standard error and exit code 2."""
+    """Run one command; its exit code.
+
+    0: done. 1: done, and a contradiction or a faulty benchmark was found. 2: an error, said on one line of standard
+    error. 130: interrupted.
+    """
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except CureError as error:
         print(f"cure: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("cure: interrupted; train, certify, report and demo resume where they stopped", file=sys.stderr)
+        print("cure: interrupted; train, certify, verify, report and demo resume where they stopped", file=sys.stderr)
         return INTERRUPTED
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,6 +86,27 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--timeout", type=float, default=300, help="seconds per instance")
     command.add_argument("--out", type=Path, required=True, help="folder for onnx/, vnnlib/ and instances.csv")
     command.set_defaults(run=export)
+
+    command = commands.add_parser("verify", help="ask a verifier about every line of an instances.csv")
+    command.add_argument("instances", type=Path, metavar="INSTANCES.csv", help="onnx,vnnlib,timeout; paths beside it")
+    command.add_argument(
+        "--verifier", required=True, help=f"{', '.join(VERIFIERS)}, or a .yaml file that describes one"
+    )
+    command.add_argument("--jobs", type=int, default=1, help="instances at once")
+    command.add_argument("--out", type=Path, required=True, help="folder for results.csv and counterexamples/")
+    command.set_defaults(run=verify)
+
+    command = commands.add_parser("check", help="replay a tool's counterexamples on onnxruntime")
+    command.add_argument("instances", type=Path, metavar="INSTANCES.csv", help="as for verify")
+    command.add_argument("--counterexamples", type=Path, required=True, help="folder of the tool's results files")
+    command.add_argument("--out", type=Path, default=Path("results.csv"), help="file to write")
+    command.set_defaults(run=check)
+
+    command = commands.add_parser("bench", help="VNN-COMP benchmark roots")
+    bench = command.add_subparsers(required=True, metavar="COMMAND")
+    command = bench.add_parser("check", help="look at a generated root as the platform would")
+    command.add_argument("folder", type=Path, metavar="DIR")
+    command.set_defaults(run=bench_check)
 
     command = commands.add_parser("report", help="an HTML page that compares trained nets")
     command.add_argument("models", nargs="+", metavar="name=checkpoint.pt", help="nets to compare")

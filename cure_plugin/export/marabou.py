@@ -1,8 +1,12 @@
-"""Ask Marabou, a complete verifier that we did not write, about an instance."""
+"""Ask Marabou, a complete verifier that we did not write, about an instance.
+
+As a command: ``python -m cure_plugin.export.marabou ONNX VNNLIB RESULTS TIMEOUT`` writes a results file.
+"""
 
 from __future__ import annotations
 
 import copy
+import sys
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -13,9 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from cure_plugin.errors import DataError, MissingDependencyError
+from cure_plugin.errors import CureError, DataError, MissingDependencyError
 from cure_plugin.export.onnx_net import export_onnx, read_onnx_net
-from cure_plugin.vnncomp.query import Case, Linear, Query
+from cure_plugin.files import write_text
+from cure_plugin.vnncomp.query import Case, Linear, Query, read_query
+from cure_plugin.vnncomp.replay import Answer, Network, answer_text
 
 _SCALE = 2.0**14
 """Marabou 2.0.0 takes a variable whose range is below 1e-5 for a constant; certified nets have many such
@@ -24,7 +30,7 @@ layers by a power of two, and dividing the last by it, is exact in floating poin
 
 
 @dataclass(frozen=True)
-class Answer:
+class Solved:
     """Marabou's verdict.
 
     Attributes:
@@ -39,7 +45,7 @@ class Answer:
     seconds: float
 
 
-def ask_marabou(onnx_path: str | Path, query: Query, timeout: float = 60) -> Answer:
+def ask_marabou(onnx_path: str | Path, query: Query, timeout: float = 60) -> Solved:
     """Solve one box-input query in this process.
 
     Args:
@@ -57,15 +63,15 @@ def ask_marabou(onnx_path: str | Path, query: Query, timeout: float = 60) -> Ans
         answer = _solve(marabou, onnx_path, query, case, timeout - seconds)
         seconds += answer.seconds
         if answer.result == "sat":
-            return Answer("sat", answer.counterexample, seconds)
+            return Solved("sat", answer.counterexample, seconds)
         results.append(answer.result)
-    return Answer(next((r for r in ("timeout", "unknown") if r in results), "unsat"), None, seconds)
+    return Solved(next((r for r in ("timeout", "unknown") if r in results), "unsat"), None, seconds)
 
 
-def _solve(marabou: Any, onnx_path: str | Path, query: Query, case: Case, timeout: float) -> Answer:
+def _solve(marabou: Any, onnx_path: str | Path, query: Query, case: Case, timeout: float) -> Solved:
     """One input box."""
     if timeout < 1:
-        return Answer("timeout", None, 0.0)
+        return Solved("timeout", None, 0.0)
     options = marabou.Marabou.createOptions(verbosity=0, timeoutInSeconds=int(timeout))
     network = _network(marabou, onnx_path, query, case)
     outputs = [int(variable) for variable in network.outputVars[0].flatten()]
@@ -76,12 +82,12 @@ def _solve(marabou: Any, onnx_path: str | Path, query: Query, case: Case, timeou
     seconds = statistics.getTotalTimeInMicro() / 1e6
     if result == "sat":
         inputs = network.inputVars[0].flatten()
-        return Answer("sat", np.array([values[int(variable)] for variable in inputs]), seconds)
+        return Solved("sat", np.array([values[int(variable)] for variable in inputs]), seconds)
     if result == "unsat":
         bare = _network(marabou, onnx_path, query, case)
         feasible = bare.calculateBounds(verbose=False, options=options)[0] != "unsat"
-        return Answer("unsat" if feasible else "unknown", None, seconds)
-    return Answer("timeout" if result == "TIMEOUT" else "unknown", None, seconds)
+        return Solved("unsat" if feasible else "unknown", None, seconds)
+    return Solved("timeout" if result == "TIMEOUT" else "unknown", None, seconds)
 
 
 def _equation(marabou: Any, linear: Linear, outputs: list[int]) -> Any:
@@ -134,3 +140,20 @@ def _scaled(net: nn.Sequential) -> nn.Sequential:
                 layer.bias.mul_(_SCALE)
         layers[-1].weight.div_(_SCALE)
     return scaled
+
+
+def main(arguments: list[str]) -> int:
+    """The command; exit 0, or 2 where Marabou cannot be asked."""
+    onnx, vnnlib, results, timeout = arguments
+    try:
+        found = ask_marabou(onnx, read_query(vnnlib), float(timeout))
+        outputs = None if found.counterexample is None else Network(onnx)(found.counterexample)
+        write_text(results, answer_text(Answer(found.result, found.counterexample, outputs)))
+    except CureError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

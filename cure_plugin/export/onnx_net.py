@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from cure_plugin.errors import CheckpointError, SpecError
-from cure_plugin.nets import Normalize
+from cure_plugin.nets import Normalize, Reshape
 from cure_plugin.vnncomp.graphs import input_shape as shape_of_input
 from cure_plugin.vnncomp.graphs import make_model, read_model, write_model
 
@@ -141,8 +141,8 @@ def _translate(layer: nn.Module) -> tuple[str, dict[str, Any], dict[str, Tensor]
         return "Relu", {}, {}
     if isinstance(layer, nn.Flatten):
         return "Flatten", {"axis": 1}, {}
-    if isinstance(layer, nn.Unflatten) and layer.dim == 1:
-        return "Reshape", {}, {"S": torch.tensor([1, *layer.unflattened_size])}
+    if isinstance(layer, Reshape):
+        return "Reshape", {}, {"S": torch.tensor([1, *layer.shape])}
     raise SpecError(
         f"cannot export layer {type(layer).__name__}; supported in nn.Sequential: Normalize, Conv2d, BatchNorm, "
         "Linear, ReLU, Flatten"
@@ -225,7 +225,7 @@ def _read_gemm(attributes: dict[str, Any], weights: list[Tensor]) -> nn.Module:
 
 
 def _read_reshape(_: dict[str, Any], weights: list[Tensor]) -> nn.Module:
-    return nn.Unflatten(1, tuple(weights[0].tolist()[1:]))
+    return Reshape(tuple(weights[0].tolist()[1:]))
 
 
 def _filled(layer: nn.Conv2d | nn.Linear, weights: list[Tensor]) -> nn.Module:

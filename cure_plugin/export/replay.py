@@ -1,15 +1,14 @@
-"""Run an exported file on onnxruntime: parity with PyTorch, and counterexamples again."""
+"""An exported file on onnxruntime, beside PyTorch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from cure_plugin.errors import CheckpointError
+from cure_plugin.vnncomp.replay import Network
 
 
 class OnnxNet:
@@ -20,22 +19,11 @@ class OnnxNet:
     """
 
     def __init__(self, path: str | Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own exceptions share no public base
-            raise CheckpointError(f"onnxruntime cannot load {path}: {str(error).splitlines()[0]}") from error
-        self._input = self._session.get_inputs()[0]
+        self._network = Network(path)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, C) of images (B, ...), one by one, reshaped to the file's input."""
-        shape = [1, *self._input.shape[1:]]
-        rows = [
-            self._session.run(None, {self._input.name: image.reshape(shape).astype(np.float32)})[0]
-            for image in x.detach().cpu().numpy()
-        ]
-        return torch.from_numpy(np.concatenate(rows))
+        return torch.from_numpy(np.stack([self._network(image) for image in x.detach().cpu().numpy()])).float()
 
 
 def parity(net: nn.Module, path: str | Path, x: Tensor) -> float:

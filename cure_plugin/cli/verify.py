@@ -1,0 +1,42 @@
+"""``cure verify``, ``cure check`` and ``cure bench check``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from cure_plugin.errors import DataError
+from cure_plugin.vnncomp import benchmark, run
+from cure_plugin.vnncomp.verifiers import find_verifier
+
+CONTRADICTION = 1
+"""Exit code where a verifier and we cannot both be right, a counterexample is none, or a benchmark is faulty."""
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Ask a verifier about every instance."""
+    verifier = find_verifier(options.verifier)
+    return _report(run.verify(options.instances, verifier, options.out, options.jobs, progress=True))
+
+
+def check(options: argparse.Namespace) -> int:
+    """Replay the counterexamples that a tool left."""
+    runs = run.check(options.instances, options.counterexamples)
+    run.write_results(options.out, options.instances.resolve().parent.name, runs)
+    return _report(runs)
+
+
+def _report(runs: Sequence[run.Run]) -> int:
+    print(run.summary_text(runs))
+    return CONTRADICTION if any(one.contradicts for one in runs) else 0
+
+
+def bench_check(options: argparse.Namespace) -> int:
+    """Say what is wrong with a benchmark root."""
+    if not options.folder.is_dir():
+        raise DataError(f"{options.folder} is no folder; give a benchmark root")
+    found = benchmark.faults(options.folder)
+    for fault in found:
+        print(fault)
+    print(f"{options.folder}: {f'{len(found)} faults' if found else 'as the platform wants it'}")
+    return CONTRADICTION if found else 0

@@ -1,0 +1,105 @@
+"""Our certifier on files: a box-input property of a sequential ONNX net."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from cure_plugin.certification import Certifier, Verdict
+from cure_plugin.errors import DataError
+from cure_plugin.export.onnx_net import read_onnx_net
+from cure_plugin.sets import PerturbationLpBall
+from cure_plugin.vnncomp.query import Case, Query
+
+METHODS = ("IBP", "CROWN-IBP", "CROWN", "alpha-CROWN")
+"""Those that take any box."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the certifier says of a property.
+
+    Attributes:
+        verdict: ``robust``, ``violated`` or ``unknown``.
+        stage: what decided; of several boxes, what the hardest one needed.
+        margin: smallest lower bound of a margin over all boxes; for ``violated`` the counterexample's margin.
+        counterexample: flattened input (d,) where ``violated``, in float32 numbers.
+    """
+
+    verdict: str
+    stage: str
+    margin: float
+    counterexample: np.ndarray | None = None
+
+
+def decide_query(net: nn.Module, input_shape: tuple[int, ...], query: Query) -> Decision:
+    """Bound every box of ``query`` in float64, attacking it as well.
+
+    Args:
+        net: classifier, (B, *input_shape) to (B, C).
+
+    Raises:
+        DataError: the query asks for something else than whether one class wins in every one of some boxes.
+    """
+    cases = query.cases()
+    label = _label(query, cases[0])
+    if any(_label(query, case) != label for case in cases[1:]):
+        raise DataError(f"{query.source} asks for different classes in different boxes")
+    certifier = Certifier(net.double(), input_shape, METHODS)
+    hardest = Decision("robust", METHODS[0], math.inf)
+    for start in range(0, len(cases), certifier.batch_size):
+        some = cases[start : start + certifier.batch_size]
+        lower, upper = (
+            torch.from_numpy(np.stack([getattr(case, end) for case in some])).view(-1, *input_shape)
+            for end in ("lower", "upper")
+        )
+        middle = torch.minimum(torch.maximum((lower + upper) / 2, lower), upper)
+        reach = torch.maximum(middle - lower, upper - middle).flatten(1).amax(1) * (1 + 1e-9)
+        boxes = PerturbationLpBall(math.inf, reach, (lower, upper))  # balls that reach all of the boxes, cut with them
+        labels = torch.full((len(some),), label)
+        verdicts, points = certifier.decide(middle, labels, boxes, torch.Generator().manual_seed(start))
+        for verdict, point in zip(verdicts, points, strict=True):
+            if verdict.status == "falsified":
+                return Decision("violated", verdict.stage, verdict.margin, point.flatten().float().double().numpy())
+            hardest = _harder(hardest, verdict)
+    return hardest
+
+
+def _harder(so_far: Decision, verdict: Verdict) -> Decision:
+    """The decision over all boxes, one more of them known."""
+    if verdict.status != "proved" or so_far.verdict == "unknown":
+        return Decision("unknown", METHODS[-1], min(so_far.margin, verdict.margin))
+    stage = max(so_far.stage, verdict.stage, key=METHODS.index)
+    return Decision("robust", stage, min(so_far.margin, verdict.margin))
+
+
+def _label(query: Query, case: Case) -> int:
+    """The class that has to beat every other."""
+    labels, rivals = set(), set()
+    for alternative in case.alternatives:
+        factors = [sorted(linear.coefficients.values()) for linear in alternative if linear.bound == 0]
+        if len(alternative) != 1 or factors != [[-1, 1]]:
+            raise DataError(f"{query.source} is no robustness property: it asks more than whether one class wins")
+        numbers = {factor: number for number, factor in alternative[0].coefficients.items()}
+        labels.add(numbers[1.0])
+        rivals.add(numbers[-1.0])
+    if len(labels) != 1 or rivals != set(range(query.outputs)) - labels:
+        raise DataError(f"{query.source} is no robustness property: one class has to win against all others")
+    return labels.pop()
+
+
+def solve(onnx_path: str | Path, query: Query) -> Decision:
+    """:func:`decide_query` for a file as :func:`export_onnx` writes it.
+
+    Raises:
+        CheckpointError: it is no such file. DataError: as there, or sizes that do not fit each other.
+    """
+    net, shape = read_onnx_net(onnx_path)
+    if math.prod(shape) != query.inputs:
+        raise DataError(f"{onnx_path} takes {math.prod(shape)} inputs, {query.source} has {query.inputs}")
+    return decide_query(net, shape, query)

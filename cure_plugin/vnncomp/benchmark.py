@@ -1,0 +1,204 @@
+"""A benchmark root looked at as VNN-COMP's platform would: what is wrong with it, in words."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from cure_plugin.errors import CureError
+from cure_plugin.vnncomp.generate import GENERATED, STRATA
+from cure_plugin.vnncomp.graphs import input_shape, output_size, read_model
+from cure_plugin.vnncomp.instances import Instance, base_name, read_instances
+from cure_plugin.vnncomp.query import Query, read_query, read_text
+from cure_plugin.vnncomp.replay import Network, fault_of, read_answer
+from cure_plugin.vnncomp.vnnlib import VERSIONS
+
+LONGEST = 21_600
+"""Seconds that all timeouts may sum to."""
+
+_LARGEST_FILE, _LARGEST_ROOT = 100, 30
+"""MB."""
+
+_OPERATORS = {"Conv", "Relu", "Flatten", "Reshape", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div"}
+
+_FILES = ("generate_properties.py", "spec.yaml", "candidates.json", "candidates.npz", "README.md", "metadata.json")
+
+
+def faults(folder: Path) -> list[str]:
+    """Everything that is wrong with the generated root in ``folder``; empty where nothing is."""
+    missing = [name for name in (*_FILES, "instances.csv", "onnx", "vnnlib") if not (folder / name).exists()]
+    if missing:
+        return [f"{name} is missing" for name in missing]
+    found = list(_sizes(folder))
+    for version in VERSIONS:
+        found += _tree_faults(folder, version)
+    if not found:  # what follows needs a readable root
+        found += _verdict_faults(folder)
+        found += _generator_faults(folder)
+    return found
+
+
+def _sizes(folder: Path) -> Iterator[str]:
+    total = 0
+    for path in folder.rglob("*"):
+        if path.is_file():
+            total += path.stat().st_size
+            if path.stat().st_size > _LARGEST_FILE * 1e6:
+                yield f"{path.relative_to(folder)} is larger than {_LARGEST_FILE} MB"
+    if total > _LARGEST_ROOT * 1e6:
+        yield f"the root holds {total / 1e6:.1f} MB, more than {_LARGEST_ROOT}"
+
+
+def _tree_faults(folder: Path, version: str) -> Iterator[str]:
+    """The list of a version's instances and its files."""
+    tree = folder if version == "1.0" else folder / version
+    try:
+        instances = read_instances(tree / "instances.csv")
+    except CureError as error:
+        yield str(error)
+        return
+    total = sum(one.timeout for one in instances)
+    if total > LONGEST:
+        yield f"{version}: timeouts sum to {total:g} s, more than {LONGEST}"
+    for side in ("onnx", "vnnlib"):
+        names = {getattr(one, side) for one in instances}
+        for base, count in Counter(map(base_name, names)).items():
+            if count > 1:
+                yield f"{version}: {count} {side} files are called {base}"
+    for name, count in Counter(one.name for one in instances).items():
+        if count > 1:
+            yield f"{version}: instance {name} is listed {count} times"
+    sizes: dict[str, tuple[int, int]] = {}
+    for one in instances:
+        try:
+            if one.onnx not in sizes:
+                sizes[one.onnx] = _network_sizes(tree / one.onnx)
+            yield from (
+                f"{version}: {fault}" for fault in _property_faults(tree / one.vnnlib, version, sizes[one.onnx])
+            )
+        except CureError as error:
+            yield f"{version}: {error}"
+
+
+def _network_sizes(path: Path) -> tuple[int, int]:
+    """(inputs, outputs) of a network that every verifier can read.
+
+    Raises:
+        CureError: it is none.
+    """
+    model = read_model(path)
+    operators = {node.op_type for node in model.graph.node}
+    if operators - _OPERATORS:
+        raise CureError(f"{path.name} uses {', '.join(sorted(operators - _OPERATORS))}")
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
+        raise CureError(f"{path.name} keeps weights in another file")
+    Network(path)
+    return int(np.prod(input_shape(model))), output_size(model)
+
+
+def _property_faults(path: Path, version: str, sizes: tuple[int, int]) -> Iterator[str]:
+    query = read_query(path)
+    if (query.inputs, query.outputs) != sizes:
+        yield f"{path.name} has {query.inputs} inputs and {query.outputs} outputs, its network {sizes[0]}, {sizes[1]}"
+    if ("declare-network" in read_text(path)) != (version == "2.0"):
+        yield f"{path.name} is not of version {version}"
+    elif version == "1.0":
+        query.cases()
+    else:
+        yield from _type_faults(path)
+
+
+def _type_faults(path: Path) -> Iterator[str]:
+    """What the standard's own parser says, where it is installed."""
+    try:
+        import vnnlib
+    except ImportError:
+        return
+    try:
+        vnnlib.parse_query_string(read_text(path))
+    except vnnlib.VNNLibException as error:
+        yield f"{path.name} does not type-check: {str(error)[:200]}"
+
+
+def _verdict_faults(folder: Path) -> Iterator[str]:
+    """Strata, certificates and witnesses of ``metadata.json``."""
+    try:
+        entries: dict[str, Any] = json.loads((folder / "metadata.json").read_text())["instances"]
+    except (ValueError, KeyError, TypeError) as error:
+        yield f"metadata.json cannot be read: {error!r}"
+        return
+    instances = {one.name: one for one in read_instances(folder / "instances.csv")}
+    for name in sorted(set(instances) ^ set(entries)):
+        yield f"{name} is in only one of instances.csv and metadata.json"
+    for stratum in set(STRATA) - {entry.get("stratum") for entry in entries.values()}:
+        yield f"no instance is of stratum {stratum}"
+    networks: dict[str, Network] = {}
+    for name in set(instances) & set(entries):
+        one, entry = instances[name], entries[name]
+        network = networks.setdefault(one.onnx, Network(folder / one.onnx))
+        yield from _entry_faults(folder, one, entry, network)
+
+
+def _entry_faults(folder: Path, one: Instance, entry: dict[str, Any], network: Network) -> Iterator[str]:
+    verdict, witness = entry.get("verdict"), folder / "witnesses" / f"{one.name}.txt"
+    if (entry.get("stratum") == "violated") != (verdict == "violated"):
+        yield f"{one.name} is of stratum {entry.get('stratum')} but its verdict is {verdict}"
+    if verdict == "violated":
+        if not witness.is_file():
+            yield f"{one.name} is called violated, without a witness"
+            return
+        fault = fault_of(network, read_query(folder / one.vnnlib), read_answer(witness))
+        if fault:
+            yield f"the witness of {one.name} does not replay: {fault}"
+    elif verdict == "robust":
+        if not entry.get("stage") or not float(entry.get("margin") or 0) > 0:
+            yield f"{one.name} is called robust, without a certificate"
+        if _middle_violates(network, read_query(folder / one.vnnlib)):
+            yield f"{one.name} is called robust, but the middle of its input box is a counterexample"
+    elif verdict != "unknown":
+        yield f"{one.name} has the verdict {verdict!r}; known: robust, violated, unknown"
+
+
+def _middle_violates(network: Network, query: Query) -> bool:
+    case = query.cases()[0]
+    middle = ((case.lower + case.upper) / 2).astype(np.float32).astype(np.float64)
+    middle = np.where(case.lower == case.upper, case.lower, middle)
+    return query.satisfied(middle, network(middle))
+
+
+def _generator_faults(folder: Path) -> Iterator[str]:
+    """Run the generator again, in a copy, with the seed of ``metadata.json``: the same files have to come out."""
+    seed = str(json.loads((folder / "metadata.json").read_text()).get("seed"))
+    with tempfile.TemporaryDirectory(prefix="cure-bench-") as scratch:
+        copy = Path(scratch) / folder.resolve().name
+        shutil.copytree(folder, copy)
+        for name in GENERATED:
+            shutil.rmtree(copy / name, ignore_errors=True)
+        command = [sys.executable, "generate_properties.py", seed]
+        run = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+        if run.returncode:
+            yield f"generate_properties.py {seed} ended with {run.returncode}: {run.stderr.strip()[-300:]}"
+            return
+        for name in sorted(set(_contents(folder)) ^ set(_contents(copy))):
+            yield f"generate_properties.py {seed} does not leave the same files: {name}"
+        again = _contents(copy)
+        for name, content in _contents(folder).items():
+            if name in again and again[name] != content:
+                yield f"generate_properties.py {seed} writes another {name}"
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """What a run of the generator leaves, by path."""
+    names = ("instances.csv", "metadata.json", "onnx", *GENERATED)
+    paths = [path for name in names for path in (folder / name, *(folder / name).rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}

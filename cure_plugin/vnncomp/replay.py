@@ -1,0 +1,117 @@
+"""Counterexamples again on onnxruntime, within the tolerances of VNN-COMP."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from cure_plugin.errors import CheckpointError, DataError
+from cure_plugin.vnncomp.query import Query, read_text
+
+INPUT_TOLERANCE = 1e-4
+"""Absolute: by how much a counterexample may leave the input set."""
+
+OUTPUT_TOLERANCE = 1e-3
+"""Relative: by how much the outputs that a tool claims may differ from onnxruntime's."""
+
+RESULTS = ("sat", "unsat", "unknown", "timeout", "error")
+"""What a verifier can answer; ``unsat``: the property holds."""
+
+_ASSIGNMENT = re.compile(r"\(\s*([XY])_(\d+)\s+([^\s()]+)\s*\)")
+_SYNONYMS = {"violated": "sat", "holds": "unsat", "run_instance_timeout": "timeout", "no_result_in_file": "error"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a tool wrote: a result, and for ``sat`` flattened inputs and perhaps outputs."""
+
+    result: str
+    inputs: np.ndarray | None = None
+    outputs: np.ndarray | None = None
+
+
+def read_answer(path: str | Path) -> Answer:
+    """A results file: the result on the first line, then ``((X_0 0.5) ... (Y_0 1.25) ...)``; plain or ``.gz``.
+
+    Raises:
+        DataError: it cannot be read, says something else, or its values have gaps or are no numbers.
+    """
+    text = read_text(path).strip()
+    word = re.split(r"[\s(]", text, maxsplit=1)[0].lower()
+    result = _SYNONYMS.get(word, word)
+    if result not in RESULTS:
+        raise DataError(f"{path} starts with {word[:40]!r}; expected one of {', '.join(RESULTS)}")
+    values: dict[str, dict[int, float]] = {"X": {}, "Y": {}}
+    for kind, number, value in _ASSIGNMENT.findall(text):
+        try:
+            values[kind][int(number)] = float(value)
+        except ValueError as error:
+            raise DataError(f"{path}: {kind}_{number} is {value!r}, no number") from error
+    arrays = {}
+    for kind, found in values.items():
+        if sorted(found) != list(range(len(found))):
+            raise DataError(f"{path}: values of {kind} are missing")
+        arrays[kind] = np.array([found[i] for i in range(len(found))]) if found else None
+    return Answer(result, arrays["X"], arrays["Y"])
+
+
+def answer_text(answer: Answer) -> str:
+    """``answer`` as :func:`read_answer` reads it."""
+    if answer.inputs is None:
+        return f"{answer.result}\n"
+    pairs = [("X", answer.inputs), ("Y", np.zeros(0) if answer.outputs is None else answer.outputs)]
+    lines = [f"({kind}_{i} {float(value):.9g})" for kind, values in pairs for i, value in enumerate(values)]
+    return f"{answer.result}\n(" + "\n".join(lines) + ")\n"
+
+
+class Network:
+    """An ONNX file on onnxruntime's CPU provider: flattened input to flattened output, float32.
+
+    Raises:
+        CheckpointError: the file cannot be loaded, or has several inputs.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own exceptions share no public base
+            raise CheckpointError(f"onnxruntime cannot load {path}: {str(error).splitlines()[0]}") from error
+        if len(self._session.get_inputs()) != 1:
+            raise CheckpointError(f"{path} has {len(self._session.get_inputs())} inputs; one is supported")
+        self._input = self._session.get_inputs()[0]
+        self.shape = tuple(1 if not isinstance(n, int) else n for n in self._input.shape)
+
+    def __call__(self, point: np.ndarray) -> np.ndarray:
+        """Outputs, float64."""
+        x = point.astype(np.float32).reshape(self.shape)
+        return np.asarray(self._session.run(None, {self._input.name: x})[0], dtype=np.float64).ravel()
+
+
+def fault_of(network: Network, query: Query, answer: Answer) -> str | None:
+    """Why a counterexample does not count; None where it does.
+
+    The property has to be violated by onnxruntime's outputs, or by the claimed ones where those are near enough.
+    """
+    if answer.inputs is None:
+        return "no counterexample is given"
+    if answer.inputs.shape != (query.inputs,):
+        return f"it has {len(answer.inputs)} inputs, the property {query.inputs}"
+    if not np.isfinite(answer.inputs).all():
+        return "its inputs are not finite"
+    found = [network(answer.inputs)]
+    if answer.outputs is not None:
+        if answer.outputs.shape != found[0].shape:
+            return f"it has {len(answer.outputs)} outputs, the network {len(found[0])}"
+        difference = float(np.abs(answer.outputs - found[0]).max())
+        if not difference <= OUTPUT_TOLERANCE * max(1.0, float(np.abs(found[0]).max())):
+            return f"its outputs differ from onnxruntime's by {difference:.3g}"
+        found.append(answer.outputs)
+    if any(query.satisfied(answer.inputs, outputs, INPUT_TOLERANCE, INPUT_TOLERANCE) for outputs in found):
+        return None
+    return "it does not satisfy the property's assertions"

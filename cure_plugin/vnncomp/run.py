@@ -1,0 +1,251 @@
+"""Ask a verifier about every line of an instances.csv: in parallel, resumable, its counterexamples replayed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tempfile
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cure_plugin.errors import DataError, OutputError
+from cure_plugin.files import write_text
+from cure_plugin.vnncomp.instances import Instance, csv_text, read_instances
+from cure_plugin.vnncomp.query import read_query
+from cure_plugin.vnncomp.replay import Answer, Network, answer_text, fault_of, read_answer
+from cure_plugin.vnncomp.verifiers import Verifier, ask
+
+OURS = {"robust": "unsat", "violated": "sat"}
+"""What our verdict in a root's ``metadata.json`` is called by verifiers."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of results.
+
+    Attributes:
+        onnx, vnnlib: as in the list of instances.
+        result: sat, unsat, unknown, timeout or error.
+        fault: why the counterexample of a ``sat`` does not count; empty where it does.
+        ours: our own verdict as a result, where it is known.
+        message: the end of a failed tool's output.
+    """
+
+    name: str
+    onnx: str
+    vnnlib: str
+    prepare_seconds: float
+    result: str
+    seconds: float
+    fault: str = ""
+    ours: str = ""
+    message: str = ""
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether this result and our verdict cannot both be true, or its counterexample is none."""
+        opposite = {self.result, self.ours} == {"sat", "unsat"}
+        return bool(self.fault) or opposite
+
+
+def verify(
+    path: Path, verifier: Verifier, folder: Path, jobs: int = 1, progress: bool = False, category: str = ""
+) -> list[Run]:
+    """Run ``verifier`` on every instance of ``path``.
+
+    Writes to ``folder``: ``runs.jsonl`` as it goes (what it holds is not run again), ``counterexamples/NAME.txt``, and
+    at the end ``results.csv`` (category,onnx,vnnlib,prepare_time,result,runtime).
+
+    Args:
+        jobs: instances at once.
+        category: for results.csv; default: the name of the list's folder.
+
+    Raises:
+        DataError: the list, or a file in it, cannot be read; or ``folder`` holds another verifier's results.
+        OutputError: results cannot be written.
+    """
+    instances = read_instances(path)
+    root = path.resolve().parent
+    category = category or root.name
+    ours = our_verdicts(root)
+    for one in instances:
+        for name in (one.onnx, one.vnnlib):
+            if not (root / name).is_file():
+                raise DataError(f"{path} lists {name}, which does not exist below {root}")
+    log = folder / "runs.jsonl"
+    settings = {"verifier": asdict(verifier), "instances": [asdict(one) for one in instances]}
+    done = _resume(folder, json.loads(json.dumps(settings)))
+    left = [one for one in instances if one.name not in done]
+    lock, stop = threading.Lock(), threading.Event()
+    with tqdm(
+        total=len(instances), initial=len(done), disable=not progress, unit="instance", desc=verifier.name
+    ) as bar:
+
+        def work(one: Instance) -> None:
+            run = _one(root, one, verifier, category, folder, ours.get(one.name, ""), stop)
+            if stop.is_set():
+                return
+            with lock:
+                done[one.name] = run
+                _append(log, json.dumps(asdict(run)) + "\n")
+                bar.set_postfix(Counter(r.result for r in done.values()), refresh=False)
+                bar.update()
+
+        pool = ThreadPoolExecutor(max_workers=max(1, jobs))
+        try:
+            for future in [pool.submit(work, one) for one in left]:
+                future.result()
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    runs = [done[one.name] for one in instances]
+    write_results(folder / "results.csv", category, runs)
+    return runs
+
+
+def check(path: Path, counterexamples: Path) -> list[Run]:
+    """The answers in a folder of results files (``NAME.txt`` or ``NAME.counterexample``, plain or ``.gz``), replayed.
+
+    Instances without a file are ``unknown``; a ``sat`` whose counterexample does not hold is an ``error``.
+
+    Raises:
+        DataError: the list, or a file of it, cannot be read; or no instance has a results file.
+    """
+    instances = read_instances(path)
+    root = path.resolve().parent
+    ours = our_verdicts(root)
+    runs = []
+    for one in instances:
+        endings = (".txt", ".counterexample", ".txt.gz", ".counterexample.gz")
+        names = [counterexamples / (base + ending) for base in (one.name, Path(one.vnnlib).stem) for ending in endings]
+        found = next((name for name in names if name.is_file()), None)
+        answer = Answer("unknown") if found is None else read_answer(found)
+        fault = _fault(root, one, answer)
+        result = "error" if fault else answer.result
+        runs.append(Run(one.name, one.onnx, one.vnnlib, 0.0, result, 0.0, fault, ours.get(one.name, "")))
+    if all(run.result == "unknown" for run in runs):
+        raise DataError(f"{counterexamples} holds no results file of {path}, such as {instances[0].name}.txt")
+    return runs
+
+
+def our_verdicts(root: Path) -> dict[str, str]:
+    """Instance name -> sat or unsat, where the root's ``metadata.json`` knows.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    path = root / "metadata.json"
+    if not path.exists():
+        return {}
+    try:
+        entries = json.loads(path.read_text())["instances"]
+        return {name: OURS[entry["verdict"]] for name, entry in entries.items() if entry["verdict"] in OURS}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"cannot read {path}: {error!r}; generate it again") from error
+
+
+def write_results(path: Path, category: str, runs: Sequence[Run]) -> None:
+    """results.csv as VNN-COMP scores it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    rows = [
+        (category, run.onnx, run.vnnlib, f"{run.prepare_seconds:.3f}", run.result, f"{run.seconds:.3f}") for run in runs
+    ]
+    write_text(path, csv_text(rows))
+
+
+def summary_text(runs: Sequence[Run]) -> str:
+    """Counts of results, agreement with our verdicts, and every contradiction, in lines."""
+    counts = Counter(run.result for run in runs)
+    lines = [", ".join(f"{count} {result}" for result, count in counts.most_common())]
+    known = [run for run in runs if run.ours]
+    agreeing = sum(run.result == run.ours and not run.fault for run in known)
+    if known:
+        lines.append(f"our verdict is known for {len(known)}: {agreeing} agree")
+    for run in runs:
+        if run.contradicts:
+            said = f"{run.result} ({run.fault})" if run.fault else run.result
+            lines.append(f"CONTRADICTION {run.name}: {said}; ours: {run.ours or 'not known'}")
+        elif run.message:
+            lines.append(f"{run.name}: {run.message}")
+    return "\n".join(lines)
+
+
+def _one(
+    root: Path, one: Instance, verifier: Verifier, category: str, folder: Path, ours: str, stop: threading.Event
+) -> Run:
+    with tempfile.TemporaryDirectory(prefix="cure-instance-") as scratch:
+        onnx, vnnlib = (_unpacked(root / name, Path(scratch)) for name in (one.onnx, one.vnnlib))
+        outcome = ask(verifier, category, onnx, vnnlib, one.timeout, stop)
+    if outcome.answer.inputs is not None:
+        write_text(folder / "counterexamples" / f"{one.name}.txt", answer_text(outcome.answer))
+    fault = _fault(root, one, outcome.answer)
+    times = round(outcome.prepare_seconds, 3), round(outcome.seconds, 3)
+    return Run(one.name, one.onnx, one.vnnlib, times[0], outcome.answer.result, times[1], fault, ours, outcome.message)
+
+
+def _fault(root: Path, one: Instance, answer: Answer) -> str:
+    """Why a ``sat`` does not count, or nothing."""
+    if answer.result != "sat":
+        return ""
+    with tempfile.TemporaryDirectory(prefix="cure-instance-") as scratch:
+        network = Network(_unpacked(root / one.onnx, Path(scratch)))
+    return fault_of(network, read_query(root / one.vnnlib), answer) or ""
+
+
+def _unpacked(path: Path, scratch: Path) -> Path:
+    """``path``, or what it holds where it is compressed.
+
+    Raises:
+        DataError: it cannot be unpacked.
+    """
+    if path.suffix != ".gz":
+        return path
+    target = scratch / path.name.removesuffix(".gz")
+    try:
+        target.write_bytes(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot unpack {path}: {error}") from error
+    return target
+
+
+def _resume(folder: Path, settings: dict[str, Any]) -> dict[str, Run]:
+    """Whole lines of an earlier run of the same verifier on the same list; a torn last line is dropped."""
+    log, beside = folder / "runs.jsonl", folder / "runs.settings.json"
+    runs: dict[str, Run] = {}
+    if log.exists():
+        try:
+            if json.loads(beside.read_text()) != settings:
+                raise DataError(f"{log} holds results of another verifier or list; delete it or choose another folder")
+            for line in log.read_text().splitlines():
+                run = Run(**json.loads(line))
+                runs[run.name] = run
+        except DataError:
+            raise
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot read {log}: {error}; delete it") from error
+        except (ValueError, TypeError):
+            pass  # torn: the instance is run again
+    write_text(beside, json.dumps(settings, indent=1) + "\n")
+    write_text(log, "".join(json.dumps(asdict(run)) + "\n" for run in runs.values()))
+    return runs
+
+
+def _append(path: Path, line: str) -> None:
+    try:
+        with path.open("a") as file:
+            file.write(line)
+    except OSError as error:
+        raise OutputError(f"cannot append to {path}: {error}; make room, then run again to resume") from error
