@@ -1,8 +1,12 @@
-"""Our certifier on files: a box-input property of a sequential ONNX net."""
+"""Our certifier on files: a box-input property of a sequential ONNX net.
+
+As a command: ``python -m cure_plugin.export.solve ONNX VNNLIB RESULTS TIMEOUT`` writes a results file.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +15,12 @@ import torch
 from torch import nn
 
 from cure_plugin.certification import Certifier, Verdict
-from cure_plugin.errors import DataError
+from cure_plugin.errors import CureError, DataError
 from cure_plugin.export.onnx_net import read_onnx_net
+from cure_plugin.files import write_text
 from cure_plugin.sets import PerturbationLpBall
-from cure_plugin.vnncomp.query import Case, Query
+from cure_plugin.vnncomp.query import Case, Query, read_query
+from cure_plugin.vnncomp.replay import Answer, Network, answer_text
 
 METHODS = ("IBP", "CROWN-IBP", "CROWN", "alpha-CROWN")
 """Those that take any box."""
@@ -103,3 +109,21 @@ def solve(onnx_path: str | Path, query: Query) -> Decision:
     if math.prod(shape) != query.inputs:
         raise DataError(f"{onnx_path} takes {math.prod(shape)} inputs, {query.source} has {query.inputs}")
     return decide_query(net, shape, query)
+
+
+def main(arguments: list[str]) -> int:
+    """The command; it is stopped from outside when its time is up. Exit 0, or 2 where the files cannot be used."""
+    onnx, vnnlib, results, _ = arguments
+    try:
+        found = solve(onnx, read_query(vnnlib))
+        outputs = None if found.counterexample is None else Network(onnx)(found.counterexample)
+        result = {"robust": "unsat", "violated": "sat"}.get(found.verdict, "unknown")
+        write_text(results, answer_text(Answer(result, found.counterexample, outputs)))
+    except CureError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

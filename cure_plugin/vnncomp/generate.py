@@ -122,7 +122,7 @@ def contents(root: Root, seed: int) -> dict[str, bytes]:
             if version == "1.0":
                 files[f"vnnlib/{candidate['id']}.vnnlib"] = text
                 one = Instance(f"onnx/{written[content]}", f"vnnlib/{candidate['id']}.vnnlib", timeout)
-                metadata[one.name] = {key: value for key, value in candidate.items() if key != "encoding"}
+                metadata[one.name] = candidate
                 if candidate["stratum"] == "violated":
                     files[f"witnesses/{one.name}.txt"] = _witness(root.arrays[f"witness {candidate['id']}"])
             else:

@@ -206,16 +206,15 @@ def _fault(root: Path, one: Instance, answer: Answer) -> str:
 
 
 def _unpacked(path: Path, scratch: Path) -> Path:
-    """``path``, or what it holds where it is compressed.
+    """A copy, decompressed where need be: some tools leave files beside what they read.
 
     Raises:
         DataError: it cannot be unpacked.
     """
-    if path.suffix != ".gz":
-        return path
     target = scratch / path.name.removesuffix(".gz")
     try:
-        target.write_bytes(gzip.decompress(path.read_bytes()))
+        content = path.read_bytes()
+        target.write_bytes(gzip.decompress(content) if path.suffix == ".gz" else content)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot unpack {path}: {error}") from error
     return target

@@ -63,13 +63,11 @@ class Verifier:
                 raise SpecError(f"verifier {self.name}: {part!r} is malformed; placeholders are {known}") from error
 
 
-MARABOU = Verifier(
-    "marabou", (sys.executable, "-m", "cure_plugin.export.marabou", "{onnx}", "{vnnlib}", "{results}", "{timeout}")
-)
-"""maraboupy from PyPI, a process for each instance."""
-
-VERIFIERS = {MARABOU.name: MARABOU}
-"""Those that need no file."""
+VERIFIERS = {
+    name: Verifier(name, (sys.executable, "-m", module, "{onnx}", "{vnnlib}", "{results}", "{timeout}"))
+    for name, module in (("cure", "cure_plugin.export.solve"), ("marabou", "cure_plugin.export.marabou"))
+}
+"""Those that need no file: our certifier, and maraboupy from PyPI; a process for each instance."""
 
 
 def find_verifier(name: str) -> Verifier:
