@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cure_plugin.certification import Certifier, Verdict
 from cure_plugin.errors import CureError, DataError
@@ -24,6 +24,9 @@ from cure_plugin.vnncomp.replay import Answer, Network, answer_text
 
 METHODS = ("IBP", "CROWN-IBP", "CROWN", "alpha-CROWN")
 """Those that take any box."""
+
+_RESTARTS = 10
+"""Of the attack: boxes of few parameters hold many local optima."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def decide_query(net: nn.Module, input_shape: tuple[int, ...], query: Query) -> 
     label = _label(query, cases[0])
     if any(_label(query, case) != label for case in cases[1:]):
         raise DataError(f"{query.source} asks for different classes in different boxes")
-    certifier = Certifier(net.double(), input_shape, METHODS)
+    certifier = Certifier(net.double(), input_shape, METHODS, restarts=_RESTARTS)
     hardest = Decision("robust", METHODS[0], math.inf)
     for start in range(0, len(cases), certifier.batch_size):
         some = cases[start : start + certifier.batch_size]
@@ -66,7 +69,7 @@ def decide_query(net: nn.Module, input_shape: tuple[int, ...], query: Query) -> 
         )
         middle = torch.minimum(torch.maximum((lower + upper) / 2, lower), upper)
         reach = torch.maximum(middle - lower, upper - middle).flatten(1).amax(1) * (1 + 1e-9)
-        boxes = PerturbationLpBall(math.inf, reach, (lower, upper))  # balls that reach all of the boxes, cut with them
+        boxes = _Boxes(math.inf, reach, (lower, upper))
         labels = torch.full((len(some),), label)
         verdicts, points = certifier.decide(middle, labels, boxes, torch.Generator().manual_seed(start))
         for verdict, point in zip(verdicts, points, strict=True):
@@ -74,6 +77,22 @@ def decide_query(net: nn.Module, input_shape: tuple[int, ...], query: Query) -> 
                 return Decision("violated", verdict.stage, verdict.margin, point.flatten().float().double().numpy())
             hardest = _harder(hardest, verdict)
     return hardest
+
+
+class _Boxes(PerturbationLpBall):
+    """A box per sample: a ball that reaches all of it, cut with it; attacks move by shares of each side."""
+
+    def ascend(self, x: Tensor, variable: Tensor, gradient: Tensor, step: float) -> Tensor:
+        lower, upper = self._ends()
+        return torch.clamp(variable + step * (upper - lower) / 2 * gradient.sign(), lower, upper)
+
+    def select(self, x: Tensor, index: Tensor) -> _Boxes:
+        lower, upper = self._ends()
+        return _Boxes(self.p, torch.as_tensor(self.eps)[index], (lower[index], upper[index]))
+
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        lower, upper = self.domain or (0.0, 0.0)
+        return torch.as_tensor(lower), torch.as_tensor(upper)
 
 
 def _harder(so_far: Decision, verdict: Verdict) -> Decision:
