@@ -134,7 +134,7 @@ class Builder:
 
 def _stratum(stage: str) -> str:
     """By the method that proved it."""
-    return {"IBP": "trivial", "CROWN-IBP": "trivial", "CROWN": "medium", "coupled": "medium"}.get(stage, "hard")
+    return {"IBP": "trivial", "CROWN-IBP": "medium", "CROWN": "medium", "coupled": "medium"}.get(stage, "hard")
 
 
 def multinorm(builder: Builder, runs: dict[str, Path]) -> None:
@@ -258,7 +258,7 @@ def main() -> None:
         geometric(builder, options.images)
     else:
         patch(builder, options.images)
-    print(Counter(one["stratum"] for one in builder.root.candidates))
+    print(Counter((one["stratum"], one["stage"]) for one in builder.root.candidates), flush=True)
     folder = options.out / options.name
     write_root(folder, builder.root, (Path(__file__).parent / "roots" / f"{options.name}.md").read_text())
     print(f"{generate(folder, 1)} instances below {folder}")

@@ -10,6 +10,7 @@ from torch import nn
 
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import SpecError
+from cure_plugin.export.abcrown import write_abcrown
 from cure_plugin.export.encodings import default_encoding, encode
 from cure_plugin.export.onnx_net import onnx_model
 from cure_plugin.sets import SetSpec
@@ -29,6 +30,8 @@ def export_instances(
     timeout: float = 300,
 ) -> list[Instance]:
     """Write ``onnx/``, ``vnnlib/`` and ``instances.csv``; ``onnx/model.onnx`` is the net itself.
+
+    For l1 and l2 balls also ``abcrown/SET.yaml``, see :func:`write_abcrown`.
 
     Networks that several instances share are written once.
 
@@ -65,6 +68,8 @@ def export_instances(
             path = f"vnnlib/{base}.vnnlib{'.gz' if compress else ''}"
             write_vnnlib(folder / path, found.wanted, version, f"image {index}, {spec}, encoding {wanted}")
             instances.append(Instance(f"onnx/{written[content]}", path, timeout))
+        if own.shared_budget:
+            write_abcrown(folder / "abcrown", folder / "onnx" / "model.onnx", data, spec, timeout)
     if instances:
         write_instances(folder / "instances.csv", instances)
     return instances

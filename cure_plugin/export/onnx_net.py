@@ -142,7 +142,7 @@ def _translate(layer: nn.Module) -> tuple[str, dict[str, Any], dict[str, Tensor]
     if isinstance(layer, nn.Flatten):
         return "Flatten", {"axis": 1}, {}
     if isinstance(layer, Reshape):
-        return "Reshape", {}, {"S": torch.tensor([1, *layer.shape])}
+        return "Reshape", {}, {"S": torch.tensor([-1, *layer.shape])}
     raise SpecError(
         f"cannot export layer {type(layer).__name__}; supported in nn.Sequential: Normalize, Conv2d, BatchNorm, "
         "Linear, ReLU, Flatten"

@@ -112,7 +112,8 @@ def with_linear_front(model: onnx.ModelProto, weight: np.ndarray, bias: np.ndarr
     tensors = [
         _tensor("front_W", weight),
         _tensor("front_B", bias),
-        numpy_helper.from_array(np.array(shape, dtype=np.int64), "front_shape"),
+        # -1: verifiers work on several copies at once
+        numpy_helper.from_array(np.array([-1, *shape[1:]], dtype=np.int64), "front_shape"),
     ]
     inner_nodes, inner_tensors = _inner(model, "front", "Y")
     return make_model([*nodes, *inner_nodes], [*tensors, *inner_tensors], (1, weight.shape[1]), output_size(model))

@@ -1,0 +1,70 @@
+"""l1 and l2 balls as alpha-beta-CROWN takes them: YAML and a data loader, as its VNNLIB reader knows boxes only."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from cure_plugin.datasets import ImageData
+from cure_plugin.errors import SpecError
+from cure_plugin.files import write_atomically, write_text
+from cure_plugin.sets import PerturbationLpBall, SetSpec
+
+_LOADER = '''\
+"""Images and labels for alpha-beta-CROWN: named by the YAML files beside this one."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def data(spec):
+    stored = np.load(Path(__file__).resolve().parent / "images.npz")
+    return {
+        "X": torch.from_numpy(stored["images"]),
+        "labels": torch.from_numpy(stored["labels"]),
+        "eps": spec["epsilon"],
+        "norm": spec["norm"],
+    }
+'''
+
+
+def write_abcrown(folder: Path, model: Path, data: ImageData, spec: SetSpec, timeout: float) -> Path:
+    """Write ``SET.yaml``, ``data.py`` and ``images.npz`` to ``folder``: every image of ``data``, ball after ball.
+
+    The ball is not cut with the pixel domain there, so that it holds more: a proof carries over to ours.
+
+    Args:
+        model: the ONNX file.
+
+    Raises:
+        SpecError: ``spec`` is no l1 or l2 ball. OutputError: a file cannot be written.
+    """
+    own = spec.build()
+    if type(own) is not PerturbationLpBall or not own.shared_budget:
+        raise SpecError(f"alpha-beta-CROWN's lp form is for l1 and l2 balls, got {spec}; export a box instead")
+    images, labels = data.batch(slice(0, len(data)))
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=images.numpy(), labels=labels.numpy())
+    write_atomically(folder / "images.npz", lambda file: file.write(buffer.getvalue()))
+    write_text(folder / "data.py", _LOADER)
+    config = {
+        "general": {"device": "cpu"},
+        "model": {"onnx_path": str(model.resolve())},
+        "data": {
+            "dataset": f'Customized("{(folder / "data.py").resolve()}", "data")',
+            "num_outputs": data.classes,
+            "start": 0,
+            "end": len(data),
+        },
+        "specification": {"type": "lp", "norm": int(own.p), "epsilon": float(own.eps)},
+        "attack": {"pgd_order": "skip"},
+        "bab": {"timeout": timeout},
+    }
+    path = folder / f"{spec.name}.yaml"
+    write_text(path, yaml.safe_dump(config, sort_keys=False))
+    return path
