@@ -97,19 +97,18 @@ class Builder:
         path = Path(self._scratch.name) / "asked.onnx"
         write_model(asked.model, path)
         decision = solve(path, Query(vnnlib_text(asked.wanted)))
-        stratum = {"robust": _stratum(decision.stage), "violated": "violated"}.get(decision.verdict, "hard")
-        self.keep(candidate, stratum, decision.verdict, decision.stage, decision.margin, decision.counterexample)
+        self.keep(candidate, decision.verdict, decision.stage, decision.margin, decision.counterexample)
 
     def keep(
         self,
         candidate: dict[str, Any],
-        stratum: str,
         verdict: str,
         stage: str,
         margin: float | None,
         witness: np.ndarray | None,
     ) -> None:
         """Take a decided candidate in, unless its group is full or its witness does not replay."""
+        stratum = _stratum(verdict, stage)
         group = (candidate["net"], candidate["set"], stratum)
         if self._groups[group] >= PER_GROUP:
             return
@@ -132,9 +131,11 @@ class Builder:
         return all(self._groups[f"{net}.onnx", text, stratum] >= PER_GROUP for stratum in STRATA)
 
 
-def _stratum(stage: str) -> str:
-    """By the method that proved it."""
-    return {"IBP": "trivial", "CROWN-IBP": "medium", "CROWN": "medium", "coupled": "medium"}.get(stage, "hard")
+def _stratum(verdict: str, stage: str) -> str:
+    """Robust by IBP, robust by a tighter bound, undecided, or violated."""
+    if verdict == "robust":
+        return "trivial" if stage == "IBP" else "medium"
+    return "violated" if verdict == "violated" else "hard"
 
 
 def multinorm(builder: Builder, runs: dict[str, Path]) -> None:
@@ -155,15 +156,13 @@ def multinorm(builder: Builder, runs: dict[str, Path]) -> None:
                     break
                 candidate = builder.candidate(net, record["index"], str(spec), kind)
                 if verdict["status"] == "proved":
-                    builder.keep(
-                        candidate, _stratum(verdict["stage"]), "robust", verdict["stage"], verdict["margin"], None
-                    )
+                    builder.keep(candidate, "robust", verdict["stage"], verdict["margin"], None)
                 elif verdict["status"] == "undecided":
-                    builder.keep(candidate, "hard", "unknown", verdict["stage"], verdict["margin"], None)
+                    builder.keep(candidate, "unknown", verdict["stage"], verdict["margin"], None)
                 else:
                     found = _attacked(builder, net, record["index"], spec.build())
                     if found is not None:
-                        builder.keep(candidate, "violated", "violated", "pgd", found[0], found[1])
+                        builder.keep(candidate, "violated", "pgd", found[0], found[1])
 
 
 def _text(specification: str) -> str:

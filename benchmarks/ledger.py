@@ -35,9 +35,10 @@ def hardware() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The checked-out commit, marked where the tree differs from it."""
+    """The checked-out commit, marked where the tree, results apart, differs from it."""
     revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    dirty = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    command = ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results"]
+    dirty = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return revision.stdout.strip() + ("+changes" if dirty else "")
 
 
