@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow bench-sets bench-certify bench-training reproduce lint clean
+.PHONY: setup demo test test-slow bench-sets bench-certify bench-training reproduce roots lint clean
 
 setup: $(READY)
 
@@ -45,6 +45,13 @@ reproduce: $(READY)
 	$(BIN)/python benchmarks/reproduce.py small_mnist_large $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/reproduce.py small_mnist_small --seeds 0 $(if $(DATA),--data $(DATA)) \
 	  --methods scratch_clean ba_only gp_only gp_single plain_sum l2_attack_only l2_box
+
+# The three VNN-COMP benchmark roots: SEED=number; drawn, and looked at as the platform would.
+roots: $(READY)
+	for root in multinorm geometric patch; do \
+	  $(BIN)/python benchmarks/cure_$$root/generate_properties.py $(or $(SEED),1) && \
+	  $(BIN)/cure bench check benchmarks/cure_$$root || exit 1; \
+	done
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,0 +1,45 @@
+"""The benchmark roots that ship with the repository."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cure_plugin.vnncomp.benchmark import LONGEST, faults
+from cure_plugin.vnncomp.generate import STRATA, contents, generate, read_root
+from cure_plugin.vnncomp.root import VENDORED
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ROOTS = ("cure_multinorm", "cure_geometric", "cure_patch")
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_roots_repeat_themselves(name: str) -> None:
+    root = read_root(BENCHMARKS / name)
+    first = contents(root, 1)
+    assert contents(root, 1) == first
+    rows = first["instances.csv"].decode().splitlines()
+    assert len(rows) >= 60 and sum(float(row.split(",")[2]) for row in rows) <= LONGEST
+    entries = json.loads(first["metadata.json"])["instances"].values()
+    assert {entry["stratum"] for entry in entries} == set(STRATA)
+    others = json.loads(contents(root, 2)["metadata.json"])["instances"].values()
+    assert {entry["image"] for entry in entries} != {entry["image"] for entry in others}
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_generators_run_the_package_as_it_is(name: str) -> None:
+    """``python benchmarks/build_roots.py NAME --vendor`` brings the copies up to date."""
+    for module in VENDORED:
+        copy = BENCHMARKS / name / "vendor" / "cure_plugin" / module
+        assert copy.read_text() == (BENCHMARKS.parent / "cure_plugin" / module).read_text(), module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROOTS)
+def test_roots_are_as_the_platform_wants_them(name: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(BENCHMARKS / name, tmp_path / name))
+    generate(folder, 7)
+    assert faults(folder) == []
