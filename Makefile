@@ -34,10 +34,10 @@ bench-certify: $(READY)
 	$(BIN)/python benchmarks/bench_certify.py loop --record $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/bench_splitting.py --record $(if $(DATA),--data $(DATA))
 
-# A training step over its floor; what universal training carries over to unseen sets.
+# A training step over its floor; what training carries over to unseen sets.
 bench-training: $(READY)
 	$(BIN)/python benchmarks/bench_training.py --record
-	$(BIN)/python benchmarks/bench_universal.py --record
+	$(BIN)/python benchmarks/bench_generalization.py slice linf=slice/linf universal=slice/universal --record
 
 # The methods of the small MNIST settings at equal radii and epochs, with ablations; resumes.
 reproduce: $(READY)

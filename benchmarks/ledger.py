@@ -18,6 +18,7 @@ from typing import Any
 
 import reproduce_report
 
+from cure_plugin.certification.report import set_names
 from cure_plugin.sets import set_spec
 
 ROOT = Path(__file__).parent.parent
@@ -196,25 +197,24 @@ def reproduce_tables() -> str:
     return reproduce_report.tables(RESULTS)
 
 
-def universal_table() -> str:
-    """The figures of bench_universal.py as a Markdown table."""
-    entry = json.loads((RESULTS / "universal.json").read_text())
-    figures = entry["figures"]
-    seen, unseen = ([set_spec(text) for text in figures[key]] for key in ("seen", "unseen"))
-    columns = [*seen, *unseen]
-    lines = [
-        "| trained for | clean | " + " | ".join([*map(str, seen), *(f"*{spec}*" for spec in unseen)]) + " |",
-        "|---|---|" + "---|" * len(columns),
-    ]
-    for method, shares in figures["methods"].items():
-        cells = [f"{100 * shares['certified'][s.name]:.1f} ({100 * shares['pgd'][s.name]:.1f})" for s in columns]
-        lines.append(f"| {method} | {100 * shares['clean']:.1f} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        f"Percent certified (PGD leaves) of {figures['images']} test images of the slice; *unseen* in italics; "
-        f"{shown_origin(entry)}.",
-    ]
-    return "\n".join(lines)
+def generalization_tables() -> str:
+    """The figures of bench_generalization.py, a Markdown table for each list of sets."""
+    entry = json.loads((RESULTS / "generalization.json").read_text())
+    parts = []
+    for spec in dict.fromkeys(row["spec"] for row in entry["figures"]["rows"]):
+        rows = [row for row in entry["figures"]["rows"] if row["spec"] == spec]
+        seen, unseen = ([set_spec(text) for text in rows[0][key]] for key in ("seen", "unseen"))
+        names = dict(zip(map(str, (*seen, *unseen)), set_names([*seen, *unseen]), strict=True))
+        lines = [
+            f"| {spec} | clean | " + " | ".join([*map(str, seen), *(f"*{one}*" for one in unseen)]) + " |",
+            "|---|---|" + "---|" * len(names),
+        ]
+        for row in rows:
+            cells = [f"{100 * row['certified'][n]:.1f} ({100 * row['pgd'][n]:.1f})" for n in names.values()]
+            lines.append(f"| {row['net']} | {100 * row['clean']:.1f} | " + " | ".join(cells) + " |")
+        lines += ["", f"Percent certified (PGD leaves) of {rows[0]['images']} test images; *unseen* in italics."]
+        parts.append("\n".join(lines))
+    return "\n\n".join([*parts, f"{shown_origin(entry)}."])
 
 
 def training_step_table() -> str:
@@ -249,7 +249,7 @@ TABLES = {
     "loop": loop_table,
     "splitting": splitting_table,
     "reproduce": reproduce_tables,
-    "universal": universal_table,
+    "generalization": generalization_tables,
     "training-step": training_step_table,
 }
 

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from cure_plugin.datasets import load_data
+from cure_plugin.certification.report import set_names
+from cure_plugin.datasets import DATASETS, load_data
+from cure_plugin.sets import set_spec
 from cure_plugin.training import load_recipe
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import bench_certify
+import bench_generalization
 import bench_sets
 import bench_splitting
 import bench_training
-import bench_universal
 import ledger
 import reproduce
 import reproduce_report
@@ -140,22 +142,32 @@ def test_peak_memory_counts_what_is_held_at_once() -> None:
     assert bench_training.peak_bytes(allocate) == pytest.approx(2 * (4 << 18), rel=0.05)
 
 
-def test_universal_and_linf_training_are_compared_on_the_same_images(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_generalization_certifies_what_the_lists_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = {"epochs": 1, "natural_epochs": 1, "ramp_epochs": 0, "gradient_projection": 0, "milestones": []}
+    (tmp_path / "tiny.yaml").write_text("{data: mnist-slice, images: 2, seen: [linf=0.01], unseen: [C(1), linf=0.02]}")
     monkeypatch.setattr(ledger, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(bench_universal, "load_data", lambda name, train: load_data(name, train).first(200))
-    quick = {"epochs": 2, "ramp_epochs": 0, "milestones": "[]", "attack_steps": 1}
-    monkeypatch.setattr(bench_universal, "load_recipe", lambda name: load_recipe(name, quick))
-    monkeypatch.setattr(bench_universal, "SEEN", ("linf=0.01",))
-    monkeypatch.setattr(bench_universal, "UNSEEN", ("C(1)",))
-    command = ["bench_universal.py", "--images", "2", "--out", str(tmp_path / "out"), "--record"]
-    monkeypatch.setattr(sys, "argv", command)
-    bench_universal.main()
-    figures = json.loads((tmp_path / "results" / "universal.json").read_text())["figures"]
-    assert set(figures["methods"]) == {"linf", "universal"} and figures["images"] == 2
-    text = ledger.universal_table()
-    assert "| trained for | clean | linf=0.01 | *C(1)* |" in text and "| universal |" in text
+    monkeypatch.setattr(bench_generalization, "SPECS", tmp_path)
+    monkeypatch.setattr(
+        bench_generalization, "load_data", lambda name, train, data: load_data(name, train, data).first(200)
+    )
+    monkeypatch.setattr(bench_generalization, "load_recipe", lambda name: load_recipe(name, quick))
+    command = ["bench_generalization.py", "tiny", "--images", "2", "--out", str(tmp_path / "out"), "--record"]
+    monkeypatch.setattr(sys, "argv", [*command, "linf=slice/linf"])
+    bench_generalization.main()
+    monkeypatch.setattr(sys, "argv", [*command, f"again={tmp_path / 'out' / 'linf' / 'checkpoint.pt'}"])
+    bench_generalization.main()
+    rows = json.loads((tmp_path / "results" / "generalization.json").read_text())["figures"]["rows"]
+    assert [row["net"] for row in rows] == ["linf", "again"] and rows[0]["certified"] == rows[1]["certified"]
+    assert rows[0]["epochs"] == 1 and set(rows[0]["certified"]) == {"linf=0.01", "C(1)", "linf=0.02"}
+    text = ledger.generalization_tables()
+    assert "| tiny | clean | linf=0.01 | *C(1)* | *linf=0.02* |" in text and "| again |" in text
+
+
+def test_shipped_lists_of_sets_make_sense() -> None:
+    for path in bench_generalization.SPECS.glob("*.yaml"):
+        spec = bench_generalization.yaml.safe_load(path.read_text())
+        names = set_names([set_spec(text) for text in (*spec["seen"], *spec["unseen"])])
+        assert len(names) >= 4 and spec["data"] in DATASETS, path
 
 
 def test_tries_stay_out_of_the_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
