@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import functools
 import random
+import runpy
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+import yaml
 from conftest import small_net
 from torch import Tensor
 
 from cure_plugin import PerturbationPatch, PerturbationSet, PerturbationUnion
+from cure_plugin.datasets import ImageData
 from cure_plugin.errors import DataError, SpecError
 from cure_plugin.export import ENCODINGS, Encoding, default_encoding, encode, onnx_model, read_onnx_net, read_query
+from cure_plugin.export.abcrown import write_abcrown
+from cure_plugin.export.files import export_instances
 from cure_plugin.export.replay import OnnxNet
 from cure_plugin.sets import set_spec
 from cure_plugin.vnncomp.fixed_point import float32_above, float32_below, rounded_down, rounded_up
@@ -268,3 +273,28 @@ def test_properties_that_make_no_sense_are_refused() -> None:
         vnnlib_text(Property((1, 2), (box,), 0, 2, ball=Ball(np.zeros(2), 1.0)))
     with pytest.raises(SpecError, match="unknown VNNLIB version"):
         vnnlib_text(Property((1, 2), (box,), 0, 2), "3.0")
+
+
+def test_balls_in_the_form_of_alpha_beta_crown(images: Tensor, tmp_path: Path) -> None:
+    data = ImageData((images * 255).to(torch.uint8), torch.tensor([0, 1, 2]), 3)
+    specs = [set_spec(text) for text in ("linf=0.1", "l2=0.5", "l1=8/255")]
+    instances = export_instances(exported("plain")[0], data, specs, tmp_path, timeout=7)
+    assert len(instances) == 9 and {one.timeout for one in instances} == {7}
+    assert {path.name for path in (tmp_path / "abcrown").iterdir()} == {"data.py", "images.npz", "l1.yaml", "l2.yaml"}
+    config = yaml.safe_load((tmp_path / "abcrown" / "l1.yaml").read_text())
+    assert config["specification"] == {"type": "lp", "norm": 1, "epsilon": pytest.approx(8 / 255)}
+    assert Path(config["model"]["onnx_path"]).is_file() and config["data"]["end"] == 3
+    loader = runpy.run_path(str(tmp_path / "abcrown" / "data.py"))["data"]
+    loaded = loader({"epsilon": 0.5, "norm": 2})
+    assert torch.equal(loaded["X"], data.batch(slice(0, 3))[0]) and loaded["labels"].tolist() == [0, 1, 2]
+    with pytest.raises(SpecError, match="is for l1 and l2 balls"):
+        write_abcrown(tmp_path / "a", tmp_path / "onnx" / "model.onnx", data, specs[0], 5)
+
+
+def test_networks_are_written_once(images: Tensor, tmp_path: Path) -> None:
+    data = ImageData((images * 255).to(torch.uint8), torch.tensor([0, 1, 2]), 3)
+    instances = export_instances(exported("plain")[0], data, [set_spec("l1=1"), set_spec("B(0.1)")], tmp_path)
+    assert [one.onnx for one in instances].count(instances[0].onnx) == 3
+    assert len(list((tmp_path / "onnx").iterdir())) == 1 + 1 + 3
+    with pytest.raises(SpecError, match="timeout must be"):
+        export_instances(exported("plain")[0], data, [], tmp_path, timeout=0)
