@@ -1,8 +1,8 @@
 """Make the benchmark roots cure_multinorm, cure_geometric and cure_patch: nets, candidates, certificates, witnesses.
 
 python benchmarks/build_roots.py cure_multinorm --nets cure=out/reproduce/small_mnist_small/scratch-0 linf=... --data D
-python benchmarks/build_roots.py cure_geometric --nets universal=out/universal/universal linf=out/universal/linf
-python benchmarks/build_roots.py cure_patch --nets patch=out/bench-nets/patch linf=out/universal/linf
+python benchmarks/build_roots.py cure_geometric --nets cure=out/reproduce/small_mnist_small/scratch-0 linf=...
+python benchmarks/build_roots.py cure_patch --nets patch=out/bench-nets/patch linf=...
 
 A net's folder holds ``checkpoint.pt``; for cure_multinorm also ``results.jsonl`` of MNIST's first test images, as
 ``benchmarks/reproduce.py`` leaves it. Every other verdict is made here, by our certifier on the files themselves.
@@ -58,7 +58,7 @@ GEOMETRIC = (
 )
 """Sets of cure_geometric, and what each is encoded as."""
 
-PATCHES = ((2, 1, "patch"), (2, 4, "patch"), (3, 2, "patch"), (5, 1, "contents"))
+PATCHES = ((2, 4, "patch"), (4, 4, "patch"), (5, 2, "patch"), (7, 1, "contents"))
 """Of cure_patch: side, positions per side of a block of positions, kind of encoding."""
 
 
@@ -263,7 +263,7 @@ def main() -> None:
         geometric(builder, options.images)
     else:
         patch(builder, options.images)
-    print(Counter((one["stratum"], one["stage"]) for one in builder.root.candidates), flush=True)
+    print(Counter((one["net"], one["set"], one["stratum"]) for one in builder.root.candidates), flush=True)
     folder = options.out / options.name
     write_root(folder, builder.root, (Path(__file__).parent / "roots" / f"{options.name}.md").read_text())
     print(f"{generate(folder, 1)} instances below {folder}")

@@ -229,11 +229,12 @@ class Query:
                     yield from self._atoms(part)
             case ["<=" | ">=" as relation, left, right]:
                 sign = 1.0 if relation == "<=" else -1.0
-                coefficients: dict[tuple[str, int], float] = {}
-                constant = self._collect(left, sign, coefficients) + self._collect(right, -sign, coefficients)
+                found: dict[tuple[str, int], float] = {}
+                constant = self._collect(left, sign, found) + self._collect(right, -sign, found)
+                coefficients = {variable: factor for variable, factor in found.items() if factor}
                 kinds = {kind for kind, _ in coefficients}
                 if len(kinds) != 1:
-                    raise self._fault(f"a constraint on inputs and outputs together: {str(form)[:60]}")
+                    raise self._fault(f"a constraint on no variable, or on inputs and outputs: {str(form)[:60]}")
                 yield kinds.pop(), Linear({number: c for (_, number), c in coefficients.items()}, -constant)
             case _:
                 raise self._fault(f"a nested disjunction or an unknown assertion: {str(form)[:60]}")
