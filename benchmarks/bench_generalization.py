@@ -85,6 +85,7 @@ def main() -> None:
         print(f"{name}: clean {row['clean']:.3f}, certified {shares}", flush=True)
         if options.record:
             command = f"python benchmarks/bench_generalization.py {options.spec} {' '.join(options.nets)}"
+            command += f" --images {options.images}" if options.images else ""
             record_rows("generalization", command, {"threads": torch.get_num_threads(), "rows": [row]}, ("spec", "net"))
 
 

@@ -25,8 +25,10 @@ from torch import nn
 from tqdm import tqdm
 
 from cure_plugin.attacks import find_counterexample
+from cure_plugin.certification.report import fingerprint
 from cure_plugin.checkpoint import load_net
 from cure_plugin.datasets import ImageData, load_data
+from cure_plugin.errors import DataError
 from cure_plugin.export import encode, onnx_model
 from cure_plugin.export.encodings import planes_with_slack
 from cure_plugin.export.solve import solve
@@ -35,7 +37,7 @@ from cure_plugin.vnncomp.fixed_point import float32_above, float32_below
 from cure_plugin.vnncomp.generate import STRATA, Root, generate, question
 from cure_plugin.vnncomp.graphs import write_model
 from cure_plugin.vnncomp.query import Query
-from cure_plugin.vnncomp.replay import Answer, Network, fault_of
+from cure_plugin.vnncomp.replay import Network
 from cure_plugin.vnncomp.root import write_root, write_vendored
 from cure_plugin.vnncomp.vnnlib import vnnlib_text
 
@@ -116,7 +118,8 @@ class Builder:
             asked = question(self.root, candidate, "1.0")
             path = Path(self._scratch.name) / "asked.onnx"
             write_model(asked.model, path)
-            if fault_of(Network(path), Query(vnnlib_text(asked.wanted)), Answer("sat", witness)):
+            witness = witness.astype(np.float32).astype(np.float64)
+            if not Query(vnnlib_text(asked.wanted)).satisfied(witness, Network(path)(witness)):
                 return
             self.root.arrays[f"witness {candidate['id']}"] = witness.astype(np.float32)
         self._groups[group] += 1
@@ -142,8 +145,10 @@ def multinorm(builder: Builder, runs: dict[str, Path]) -> None:
     """linf, l2 and l1 balls; verdicts of the runs, counterexamples looked for again."""
     for net, folder in runs.items():
         records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-        specs = json.loads((folder / "results.jsonl.settings.json").read_text())["sets"]
-        for spec in (set_spec(_text(one)) for one in specs):
+        settings = json.loads((folder / "results.jsonl.settings.json").read_text())
+        if settings["net"] != fingerprint(builder.nets[net]):
+            raise DataError(f"{folder}: results.jsonl is of another net than checkpoint.pt; certify again")
+        for spec in (set_spec(_text(one)) for one in settings["sets"]):
             for record in tqdm(records, desc=f"{net} {spec}"):
                 verdict = record["sets"][spec.name]
                 if record["prediction"] != record["label"] or verdict["stage"].startswith("by "):
@@ -178,6 +183,7 @@ def _attacked(builder: Builder, net: str, index: int, own: PerturbationSet) -> t
     found, points = find_counterexample(builder.nets[net], x, y, own, restarts=10, generator=generator)
     if not bool(found):
         return None
+    points = x + (1 - 1e-5) * (points - x)  # inside whatever float32 makes of the ball
     with torch.no_grad():
         logits = builder.nets[net](points)[0]
     margin = float(logits[y[0]] - logits[torch.arange(len(logits)) != y[0]].max())

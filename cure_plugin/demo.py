@@ -155,7 +155,7 @@ def _export_and_check(method: _Method, test: ImageData, folder: Path, say: Say) 
         if status == "falsified":
             point = _counterexample(method, x, y, index, SETS[0])
             logits = outside(point)[0].double().numpy()
-            replayed += read_query(path).satisfied(point.flatten().double().numpy(), logits, input_tolerance=1e-6)
+            replayed += read_query(path).satisfied(point.flatten().double().numpy(), logits, tolerance=1e-6)
     write_instances(folder / "instances.csv", instances)
     falsified = sum(status == "falsified" for status, _ in chosen)
     notes.append(f"onnxruntime: {replayed} of {falsified} counterexamples replayed on the exported files")

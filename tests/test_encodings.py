@@ -115,8 +115,8 @@ def test_points_of_the_set_satisfy_the_file_and_come_back(part: int, images: Ten
             for point, values in zip(points, found, strict=True):
                 rest = values[3:]
                 # a measured distance is a float32 number
-                assert query.satisfied(point, np.append(wrong, rest), 1e-6, 1e-5), (text, name, version)
-                assert not query.satisfied(point, np.append(right, rest), 1e-6, 1e-5)
+                assert query.satisfied(point, np.append(wrong, rest), 1e-5), (text, name, version)
+                assert not query.satisfied(point, np.append(right, rest), 1e-5)
             for point in beyond(encoding, generator):
                 assert not query.satisfied(point, np.append(wrong, 0 * rest)), (text, name, version)
         if encoding.wanted.limit is not None:
@@ -281,15 +281,20 @@ def test_balls_in_the_form_of_alpha_beta_crown(images: Tensor, tmp_path: Path) -
     specs = [set_spec(text) for text in ("linf=0.1", "l2=0.5", "l1=8/255")]
     instances = export_instances(exported("plain")[0], data, specs, tmp_path, timeout=7)
     assert len(instances) == 9 and {one.timeout for one in instances} == {7}
-    assert {path.name for path in (tmp_path / "abcrown").iterdir()} == {"data.py", "images.npz", "l1.yaml", "l2.yaml"}
-    config = yaml.safe_load((tmp_path / "abcrown" / "l1.yaml").read_text())
+    assert {path.name for path in (tmp_path / "abcrown").iterdir()} == {
+        "data.py",
+        "images.npz",
+        "l1-8-255.yaml",
+        "l2-0.5.yaml",
+    }
+    config = yaml.safe_load((tmp_path / "abcrown" / "l1-8-255.yaml").read_text())
     assert config["specification"] == {"type": "lp", "norm": 1, "epsilon": pytest.approx(8 / 255)}
     assert Path(config["model"]["onnx_path"]).is_file() and config["data"]["end"] == 3
     loader = runpy.run_path(str(tmp_path / "abcrown" / "data.py"))["data"]
     loaded = loader({"epsilon": 0.5, "norm": 2})
     assert torch.equal(loaded["X"], data.batch(slice(0, 3))[0]) and loaded["labels"].tolist() == [0, 1, 2]
     with pytest.raises(SpecError, match="is for l1 and l2 balls"):
-        write_abcrown(tmp_path / "a", tmp_path / "onnx" / "model.onnx", data, specs[0], 5)
+        write_abcrown(tmp_path / "a.yaml", tmp_path / "onnx" / "model.onnx", data, specs[0], 5)
 
 
 def test_networks_are_written_once(images: Tensor, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_marabou_agrees_on_a_proof_and_a_refutation(images: Tensor, tmp_path: Pa
         answers[verdict.status] = answer.result
         if answer.counterexample is not None:
             logits = OnnxNet(tmp_path / "net.onnx")(torch.from_numpy(answer.counterexample)[None])[0]
-            assert query.satisfied(answer.counterexample, logits.numpy(), input_tolerance=1e-6)
+            assert query.satisfied(answer.counterexample, logits.numpy(), tolerance=1e-6)
     assert answers == {"proved": "unsat", "falsified": "sat"}
 
 

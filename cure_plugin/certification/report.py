@@ -12,6 +12,7 @@ from typing import Any
 
 import auto_LiRPA
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from cure_plugin.certification.certifier import Certifier
@@ -57,7 +58,7 @@ def certify_dataset(
     """
     names = set_names(sets)
     settings = {
-        "net": _fingerprint(certifier),
+        "net": fingerprint(certifier.net),
         "images": hashlib.sha256(data.images.numpy().tobytes() + data.labels.numpy().tobytes()).hexdigest(),
         "sets": [repr(spec) for spec in sets],
         "auto_LiRPA": auto_LiRPA.__version__,
@@ -151,10 +152,10 @@ def _combined(statuses: dict[str, str], sets: dict[str, SetSpec]) -> dict[str, A
     return {"union": union, "groups": {**groups, "universal": universal}}
 
 
-def _fingerprint(certifier: Certifier) -> str:
-    """A hash of the net's layers and weights."""
-    digest = hashlib.sha256(repr(certifier.net).encode())
-    for name, value in certifier.net.state_dict().items():
+def fingerprint(net: nn.Module) -> str:
+    """A hash of a net's layers and weights."""
+    digest = hashlib.sha256(repr(net).encode())
+    for name, value in net.state_dict().items():
         digest.update(name.encode() + value.cpu().numpy().tobytes())
     return digest.hexdigest()
 

@@ -30,8 +30,8 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code.
 
-    0: done. 1: done, and a contradiction or a faulty benchmark was found. 2: an error, said on one line of standard
-    error. 130: interrupted.
+    0: done. 2: an error, said on one line of standard error. 3: done, and a contradiction or a faulty benchmark was
+    found. 130: interrupted.
     """
     options = _parser().parse_args(arguments)
     try:

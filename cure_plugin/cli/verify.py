@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from collections.abc import Sequence
 
 from cure_plugin.errors import DataError
 from cure_plugin.vnncomp import benchmark, run
 from cure_plugin.vnncomp.verifiers import find_verifier
 
-CONTRADICTION = 1
+CONTRADICTION = 3
 """Exit code where a verifier and we cannot both be right, a counterexample is none, or a benchmark is faulty."""
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def verify(options: argparse.Namespace) -> int:
     """Ask a verifier about every instance."""
     verifier = find_verifier(options.verifier)
-    return _report(run.verify(options.instances, verifier, options.out, options.jobs, progress=True))
+    signal.signal(signal.SIGTERM, _interrupt)  # so that no tool outlives us
+    runs = run.verify(options.instances, verifier, options.out, options.jobs, progress=True)
+    code = _report(runs)
+    if all(one.result == "error" for one in runs):
+        raise DataError(f"{verifier.name} failed on every instance; see above, then run again")
+    return code
 
 
 def check(options: argparse.Namespace) -> int:

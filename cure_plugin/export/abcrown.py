@@ -33,8 +33,8 @@ def data(spec):
 '''
 
 
-def write_abcrown(folder: Path, model: Path, data: ImageData, spec: SetSpec, timeout: float) -> Path:
-    """Write ``SET.yaml``, ``data.py`` and ``images.npz`` to ``folder``: every image of ``data``, ball after ball.
+def write_abcrown(path: Path, model: Path, data: ImageData, spec: SetSpec, timeout: float) -> None:
+    """Write the YAML file ``path``, and ``data.py`` and ``images.npz`` beside it: every image of ``data``.
 
     The ball is not cut with the pixel domain there, so that it holds more: a proof carries over to ours.
 
@@ -48,7 +48,7 @@ def write_abcrown(folder: Path, model: Path, data: ImageData, spec: SetSpec, tim
     if type(own) is not PerturbationLpBall or not own.shared_budget:
         raise SpecError(f"alpha-beta-CROWN's lp form is for l1 and l2 balls, got {spec}; export a box instead")
     images, labels = data.batch(slice(0, len(data)))
-    buffer = io.BytesIO()
+    folder, buffer = path.parent, io.BytesIO()
     np.savez_compressed(buffer, images=images.numpy(), labels=labels.numpy())
     write_atomically(folder / "images.npz", lambda file: file.write(buffer.getvalue()))
     write_text(folder / "data.py", _LOADER)
@@ -65,6 +65,4 @@ def write_abcrown(folder: Path, model: Path, data: ImageData, spec: SetSpec, tim
         "attack": {"pgd_order": "skip"},
         "bab": {"timeout": timeout},
     }
-    path = folder / f"{spec.name}.yaml"
     write_text(path, yaml.safe_dump(config, sort_keys=False))
-    return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from cure_plugin.vnncomp.questions import (
     in_l1_ball,
     in_l2_ball,
     of_parameters,
+    parameter_units,
     slope_and_slack,
     window,
     within_distance,
@@ -91,12 +93,18 @@ def encode(
         encoding: one of :data:`ENCODINGS`; default: :func:`default_encoding`.
 
     Raises:
-        SpecError: an unknown encoding, or one that the set does not allow.
+        SpecError: an unknown encoding, or one that the set does not allow; an image that float32 cannot hold.
     """
     name = default_encoding(perturbation) if encoding is None else encoding
     if name not in ENCODINGS:
         raise SpecError(f"unknown encoding {name!r}; known: {', '.join(ENCODINGS)}")
-    return ENCODINGS[name](model, x.detach().cpu().unsqueeze(0), label, perturbation)
+    image = x.detach().cpu().unsqueeze(0)
+    if not torch.equal(image.float().double(), image.double()):
+        raise SpecError("x must hold float32 numbers: networks are exported in float32; give x.float()")
+    per_sample = getattr(perturbation, "block", None)
+    if per_sample is not None and per_sample.ndim > 1:
+        raise SpecError(f"{perturbation!r} differs per sample; select the set of one image")
+    return ENCODINGS[name](model, image, label, perturbation)
 
 
 def _image_encoding(
@@ -108,7 +116,7 @@ def _image_encoding(
         question.model,
         question.wanted,
         exact,
-        lambda variable: _flat(own.decode(x, variable)),
+        lambda variable: _flat(own.decode(x.double(), variable.double())),
         lambda point: torch.from_numpy(point).view(x.shape),
         versions,
     )
@@ -152,7 +160,8 @@ def _leaves(own: PerturbationSet, x: Tensor) -> list[PerturbationSet]:
             for r in range(r0, r1 + 1)
             for c in range(c0, c1 + 1)
         ]
-    return list(own.partition(x))
+    # exact types: a subclass may be another set, which its parent's cells do not cover
+    return list(own.partition(x)) if type(own) is PerturbationGeometric else [own]
 
 
 def _is_box(own: PerturbationSet) -> bool:
@@ -171,8 +180,10 @@ def _parameters(model: onnx.ModelProto, x: Tensor, label: int, own: Perturbation
     if type(own) is not PerturbationGeometric or not _is_affine(own):
         raise _refused("parameters", own, "contrast and brightness alone, in that order, are affine; use planes")
     front = contrast_and_brightness(_flat(x), own.parameters)
-    question = of_parameters(model, *front, (own.lower.numpy(), own.upper.numpy()), label)
-    return _front_encoding("parameters", question, x, True, _flat, front)
+    units = parameter_units(own.parameters)
+    box = (own.lower.numpy() / units, own.upper.numpy() / units)
+    question = of_parameters(model, *front, box, label)
+    return _front_encoding("parameters", question, x, True, lambda variable: _flat(variable) / units, front)
 
 
 def _is_affine(own: PerturbationGeometric) -> bool:
@@ -276,6 +287,9 @@ def _refused(encoding: str, own: PerturbationSet, reason: str) -> SpecError:
 
 def _hull(own: PerturbationSet, x: Tensor) -> Box:
     """The pixel hull, in float64."""
+    if type(own) is PerturbationGeometric:
+        own = copy.copy(own)
+        own.planes = False  # the hull has no use for them
     lower, upper = own.box(x.double())
     return _flat(lower), _flat(upper)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import onnx
 from torch import nn
 
 from cure_plugin.datasets import ImageData
@@ -53,28 +55,38 @@ def export_instances(
         found = encode(plain, x[0], int(y[0]), spec.build(), wanted)
         if version not in found.versions:
             raise SpecError(f"encoding {wanted!r} of {spec} needs VNNLIB {' or '.join(found.versions)}")
-    written = {plain.SerializeToString(deterministic=True): "model.onnx"}
+    names = _file_names(sets)
+    written = {_digest(plain): "model.onnx"}
     write_model(plain, folder / "onnx" / "model.onnx")
     instances = []
-    for spec, wanted in zip(sets, named, strict=True):
+    for spec, wanted, name in zip(sets, named, names, strict=True):
         own = spec.build()
         for index in range(len(data)):
             found = encode(plain, x[index], int(y[index]), own, wanted)
-            base = f"{safe_name(spec)}_{wanted}_{index}"
-            content = found.model.SerializeToString(deterministic=True)
-            if content not in written:
-                written[content] = f"model_{base}.onnx"
-                write_model(found.model, folder / "onnx" / written[content])
+            base = f"{name}_{wanted}_{index}"
+            network = written.get(_digest(found.model))
+            if network is None:
+                network = written[_digest(found.model)] = f"model_{base}.onnx"
+                write_model(found.model, folder / "onnx" / network)
             path = f"vnnlib/{base}.vnnlib{'.gz' if compress else ''}"
             write_vnnlib(folder / path, found.wanted, version, f"image {index}, {spec}, encoding {wanted}")
-            instances.append(Instance(f"onnx/{written[content]}", path, timeout))
+            instances.append(Instance(f"onnx/{network}", path, timeout))
         if own.shared_budget:
-            write_abcrown(folder / "abcrown", folder / "onnx" / "model.onnx", data, spec, timeout)
+            write_abcrown(folder / "abcrown" / f"{name}.yaml", folder / "onnx" / "model.onnx", data, spec, timeout)
     if instances:
         write_instances(folder / "instances.csv", instances)
     return instances
 
 
-def safe_name(spec: SetSpec) -> str:
-    """A set's text as part of a file name."""
-    return re.sub(r"[^0-9A-Za-z.]+", "-", str(spec)).strip("-")
+def _file_names(sets: Sequence[SetSpec]) -> list[str]:
+    """Each set's text as part of a file name; numbered where two would be the same."""
+    names: list[str] = []
+    for spec in sets:
+        plain = re.sub(r"[^0-9A-Za-z.]+", "-", str(spec)).strip("-")
+        same = sum(name == plain or name.startswith(f"{plain}.no") for name in names)
+        names.append(f"{plain}.no{same + 1}" if same else plain)
+    return names
+
+
+def _digest(model: onnx.ModelProto) -> str:
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()

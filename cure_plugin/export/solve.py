@@ -5,6 +5,7 @@ As a command: ``python -m cure_plugin.export.solve ONNX VNNLIB RESULTS TIMEOUT``
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from dataclasses import dataclass
@@ -53,14 +54,22 @@ def decide_query(net: nn.Module, input_shape: tuple[int, ...], query: Query) -> 
         net: classifier, (B, *input_shape) to (B, C).
 
     Raises:
-        DataError: the query asks for something else than whether one class wins in every one of some boxes.
+        DataError: the query asks for something else than whether one class wins in every one of some boxes, or has
+            another number of outputs.
     """
     cases = query.cases()
+    hardest = Decision("robust", METHODS[0], math.inf)
+    if not cases:
+        return hardest
+    net = copy.deepcopy(net).double()
+    with torch.no_grad():
+        outputs = net(torch.zeros(1, *input_shape, dtype=torch.float64)).numel()
+    if outputs != query.outputs:
+        raise DataError(f"the net has {outputs} outputs, {query.source} has {query.outputs}")
     label = _label(query, cases[0])
     if any(_label(query, case) != label for case in cases[1:]):
         raise DataError(f"{query.source} asks for different classes in different boxes")
-    certifier = Certifier(net.double(), input_shape, METHODS, restarts=_RESTARTS)
-    hardest = Decision("robust", METHODS[0], math.inf)
+    certifier = Certifier(net, input_shape, METHODS, restarts=_RESTARTS)
     for start in range(0, len(cases), certifier.batch_size):
         some = cases[start : start + certifier.batch_size]
         lower, upper = (

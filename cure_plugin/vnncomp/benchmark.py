@@ -134,13 +134,14 @@ def _verdict_faults(folder: Path) -> Iterator[str]:
     """Strata, certificates and witnesses of ``metadata.json``."""
     try:
         entries: dict[str, Any] = json.loads((folder / "metadata.json").read_text())["instances"]
-    except (ValueError, KeyError, TypeError) as error:
+        strata = {entry.get("stratum") for entry in entries.values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         yield f"metadata.json cannot be read: {error!r}"
         return
     instances = {one.name: one for one in read_instances(folder / "instances.csv")}
     for name in sorted(set(instances) ^ set(entries)):
         yield f"{name} is in only one of instances.csv and metadata.json"
-    for stratum in set(STRATA) - {entry.get("stratum") for entry in entries.values()}:
+    for stratum in sorted(set(STRATA) - strata):
         yield f"no instance is of stratum {stratum}"
     networks: dict[str, Network] = {}
     for name in set(instances) & set(entries):
@@ -157,7 +158,10 @@ def _entry_faults(folder: Path, one: Instance, entry: dict[str, Any], network: N
         if not witness.is_file():
             yield f"{one.name} is called violated, without a witness"
             return
-        fault = fault_of(network, read_query(folder / one.vnnlib), read_answer(witness))
+        try:
+            fault = fault_of(network, read_query(folder / one.vnnlib), read_answer(witness))
+        except CureError as error:
+            fault = str(error)
         if fault:
             yield f"the witness of {one.name} does not replay: {fault}"
     elif verdict == "robust":

@@ -72,7 +72,10 @@ class Query:
             self._declare(form)
         if {kind for kind, _ in self._index.values()} != {"X", "Y"} or not self._assertions:
             raise self._fault("it declares no inputs X, no outputs Y or asserts nothing")
-        self.inputs, self.outputs = (sum(kind == wanted for kind, _ in self._index.values()) for wanted in "XY")
+        numbers = {wanted: {n for kind, n in self._index.values() if kind == wanted} for wanted in "XY"}
+        self.inputs, self.outputs = len(numbers["X"]), len(numbers["Y"])
+        if any(found != set(range(len(found))) for found in numbers.values()):
+            raise self._fault("its variables are not numbered from 0 on")
 
     def _fault(self, reason: str) -> DataError:
         return DataError(f"{self.source} is no VNNLIB file that can be read: {reason}")
@@ -130,43 +133,43 @@ class Query:
 
     # -- points ---------------------------------------------------------------------------------
 
-    def satisfied(
-        self, inputs: np.ndarray, outputs: np.ndarray, input_tolerance: float = 0.0, output_tolerance: float = 0.0
-    ) -> bool:
+    def satisfied(self, inputs: np.ndarray, outputs: np.ndarray, tolerance: float = 0.0) -> bool:
         """Whether flattened ``inputs`` and ``outputs`` satisfy every assertion.
 
         Args:
-            input_tolerance: by how much an inequality without outputs may be missed.
-            output_tolerance: the same for one with outputs.
+            tolerance: by how much an inequality may be missed that speaks of inputs, or of a single output (as of
+                a measured distance). Comparisons of outputs have to hold as they stand.
 
         Raises:
-            DataError: as many values as variables are needed; or an assertion that is not understood.
+            DataError: another number of values than of variables, or an assertion that is not understood.
         """
         if inputs.shape != (self.inputs,) or outputs.shape != (self.outputs,):
             raise self._fault(
                 f"it has {self.inputs} inputs and {self.outputs} outputs, the point {inputs.shape}, {outputs.shape}"
             )
         values = {"X": inputs, "Y": outputs}
-        tolerances = {"X": input_tolerance, "Y": output_tolerance}
-        return all(self._holds(form, values, tolerances) for form in self._assertions)
+        return all(self._holds(form, values, tolerance) for form in self._assertions)
 
-    def _holds(self, form: Form, values: dict[str, np.ndarray], tolerances: dict[str, float]) -> bool:
+    def _holds(self, form: Form, values: dict[str, np.ndarray], tolerance: float) -> bool:
         match form:
             case ["and", *parts]:
-                return all(self._holds(part, values, tolerances) for part in parts)
+                return all(self._holds(part, values, tolerance) for part in parts)
             case ["or", *parts]:
-                return any(self._holds(part, values, tolerances) for part in parts)
+                return any(self._holds(part, values, tolerance) for part in parts)
             case ["<=" | ">=" as relation, left, right]:
                 difference = self._value(left, values) - self._value(right, values)
-                tolerance = tolerances["Y" if self._speaks_of_outputs(form) else "X"]
-                return difference <= tolerance if relation == "<=" else difference >= -tolerance
+                slack = tolerance if len(set(self._outputs_in(form))) < 2 else 0.0
+                return difference <= slack if relation == "<=" else difference >= -slack
             case _:
                 raise self._fault(f"unknown assertion {str(form)[:60]}")
 
-    def _speaks_of_outputs(self, form: Form) -> bool:
-        if isinstance(form, str):
-            return self._index.get(form, ("", 0))[0] == "Y"
-        return any(self._speaks_of_outputs(part) for part in form[1:])
+    def _outputs_in(self, form: Form) -> Iterator[str]:
+        """The outputs that a term speaks of."""
+        if not isinstance(form, str):
+            for part in form[1:]:
+                yield from self._outputs_in(part)
+        elif self._index.get(form, ("", 0))[0] == "Y":
+            yield form
 
     def _value(self, form: Form, values: dict[str, np.ndarray]) -> float:
         if isinstance(form, str):
@@ -199,7 +202,8 @@ class Query:
         """
         cases = [Case(np.full(self.inputs, -np.inf), np.full(self.inputs, np.inf), ((),))]
         for form in self._assertions:
-            disjuncts = [list(self._atoms(part)) for part in (form[1:] if form[0] == "or" else [form])]
+            parts = form[1:] if isinstance(form, list) and form[:1] == ["or"] else [form]
+            disjuncts = [list(self._atoms(part)) for part in parts]
             if all(kind == "Y" for atoms in disjuncts for kind, _ in atoms):
                 added = tuple(tuple(linear for _, linear in atoms) for atoms in disjuncts)
                 cases = [_with_alternatives(case, added) for case in cases]
@@ -208,7 +212,7 @@ class Query:
         for case in cases:
             if not (np.isfinite(case.lower).all() and np.isfinite(case.upper).all()):
                 raise self._fault("an input has no lower or no upper bound")
-        return cases
+        return [case for case in cases if (case.lower <= case.upper).all()]  # no input lies in the others
 
     def box(self) -> Box:
         """The only input box.

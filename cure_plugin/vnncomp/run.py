@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import tempfile
 import threading
@@ -10,15 +11,16 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from cure_plugin.errors import DataError, OutputError
+from cure_plugin.errors import CheckpointError, DataError, OutputError
 from cure_plugin.files import write_text
-from cure_plugin.vnncomp.instances import Instance, csv_text, read_instances
+from cure_plugin.vnncomp.instances import Instance, base_name, csv_text, read_instances
 from cure_plugin.vnncomp.query import read_query
 from cure_plugin.vnncomp.replay import Answer, Network, answer_text, fault_of, read_answer
 from cure_plugin.vnncomp.verifiers import Verifier, ask
@@ -72,16 +74,15 @@ def verify(
         DataError: the list, or a file in it, cannot be read; or ``folder`` holds another verifier's results.
         OutputError: results cannot be written.
     """
-    instances = read_instances(path)
+    instances = _distinct(path)
     root = path.resolve().parent
     category = category or root.name
     ours = our_verdicts(root)
-    for one in instances:
-        for name in (one.onnx, one.vnnlib):
-            if not (root / name).is_file():
-                raise DataError(f"{path} lists {name}, which does not exist below {root}")
-    log = folder / "runs.jsonl"
-    settings = {"verifier": asdict(verifier), "instances": [asdict(one) for one in instances]}
+    settings = {
+        "verifier": asdict(verifier),
+        "instances": [asdict(one) for one in instances],
+        "files": {name: _digest(path, name) for one in instances for name in (one.onnx, one.vnnlib)},
+    }
     done = _resume(folder, json.loads(json.dumps(settings)))
     left = [one for one in instances if one.name not in done]
     lock, stop = threading.Lock(), threading.Event()
@@ -95,7 +96,7 @@ def verify(
                 return
             with lock:
                 done[one.name] = run
-                _append(log, json.dumps(asdict(run)) + "\n")
+                _append(folder / "runs.jsonl", json.dumps(asdict(run)) + "\n")
                 bar.set_postfix(Counter(r.result for r in done.values()), refresh=False)
                 bar.update()
 
@@ -116,26 +117,47 @@ def verify(
 def check(path: Path, counterexamples: Path) -> list[Run]:
     """The answers in a folder of results files (``NAME.txt`` or ``NAME.counterexample``, plain or ``.gz``), replayed.
 
-    Instances without a file are ``unknown``; a ``sat`` whose counterexample does not hold is an ``error``.
+    Instances without a file are ``unknown``.
 
     Raises:
         DataError: the list, or a file of it, cannot be read; or no instance has a results file.
     """
-    instances = read_instances(path)
+    instances = _distinct(path)
     root = path.resolve().parent
     ours = our_verdicts(root)
-    runs = []
+    users = Counter(base_name(one.vnnlib) for one in instances)
+    runs, found = [], 0
     for one in instances:
+        alone = users[base_name(one.vnnlib)] == 1  # then the property's name says which instance is meant
+        bases = [one.name, *([base_name(one.vnnlib)] if alone else [])]
         endings = (".txt", ".counterexample", ".txt.gz", ".counterexample.gz")
-        names = [counterexamples / (base + ending) for base in (one.name, Path(one.vnnlib).stem) for ending in endings]
-        found = next((name for name in names if name.is_file()), None)
-        answer = Answer("unknown") if found is None else read_answer(found)
+        files = [counterexamples / f"{base}{ending}" for base in bases for ending in endings]
+        file = next((name for name in files if name.is_file()), None)
+        found += file is not None
+        answer = Answer("unknown") if file is None else read_answer(file)
         fault = _fault(root, one, answer)
-        result = "error" if fault else answer.result
-        runs.append(Run(one.name, one.onnx, one.vnnlib, 0.0, result, 0.0, fault, ours.get(one.name, "")))
-    if all(run.result == "unknown" for run in runs):
+        runs.append(Run(one.name, one.onnx, one.vnnlib, 0.0, answer.result, 0.0, fault, ours.get(one.name, "")))
+    if not found:
         raise DataError(f"{counterexamples} holds no results file of {path}, such as {instances[0].name}.txt")
     return runs
+
+
+def _distinct(path: Path) -> list[Instance]:
+    """The list of instances, each with a name of its own, all files there."""
+    instances = read_instances(path)
+    for name, count in Counter(one.name for one in instances).items():
+        if count > 1:
+            raise DataError(f"{path} lists {count} instances called {name}: results could not be told apart")
+    for one in instances:
+        for file in (one.onnx, one.vnnlib):
+            if not (path.resolve().parent / file).is_file():
+                raise DataError(f"{path} lists {file}, which does not exist beside it")
+    return instances
+
+
+def _digest(path: Path, name: str) -> str:
+    """A hash of a file that ``path`` lists."""
+    return hashlib.sha256((path.resolve().parent / name).read_bytes()).hexdigest()
 
 
 def our_verdicts(root: Path) -> dict[str, str]:
@@ -150,7 +172,7 @@ def our_verdicts(root: Path) -> dict[str, str]:
     try:
         entries = json.loads(path.read_text())["instances"]
         return {name: OURS[entry["verdict"]] for name, entry in entries.items() if entry["verdict"] in OURS}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"cannot read {path}: {error!r}; generate it again") from error
 
 
@@ -191,7 +213,10 @@ def _one(
         outcome = ask(verifier, category, onnx, vnnlib, one.timeout, stop)
     if outcome.answer.inputs is not None:
         write_text(folder / "counterexamples" / f"{one.name}.txt", answer_text(outcome.answer))
-    fault = _fault(root, one, outcome.answer)
+    try:
+        fault = _fault(root, one, outcome.answer)
+    except (CheckpointError, DataError) as error:
+        fault = f"it cannot be replayed: {error}"
     times = round(outcome.prepare_seconds, 3), round(outcome.seconds, 3)
     return Run(one.name, one.onnx, one.vnnlib, times[0], outcome.answer.result, times[1], fault, ours, outcome.message)
 
@@ -221,22 +246,25 @@ def _unpacked(path: Path, scratch: Path) -> Path:
 
 
 def _resume(folder: Path, settings: dict[str, Any]) -> dict[str, Run]:
-    """Whole lines of an earlier run of the same verifier on the same list; a torn last line is dropped."""
+    """Whole lines of an earlier run of the same verifier on the same files; torn ones and errors are dropped."""
     log, beside = folder / "runs.jsonl", folder / "runs.settings.json"
     runs: dict[str, Run] = {}
     if log.exists():
         try:
-            if json.loads(beside.read_text()) != settings:
-                raise DataError(f"{log} holds results of another verifier or list; delete it or choose another folder")
-            for line in log.read_text().splitlines():
+            known = json.loads(beside.read_text())
+            lines = log.read_text().splitlines()
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot read {log} and {beside}: {error}; delete both") from error
+        if known != settings:
+            raise DataError(
+                f"{log} holds results of another verifier or list, or of files that have changed; delete it or choose "
+                "another folder"
+            )
+        for line in lines:
+            with suppress(ValueError, TypeError):  # torn: the instance is run again
                 run = Run(**json.loads(line))
-                runs[run.name] = run
-        except DataError:
-            raise
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read {log}: {error}; delete it") from error
-        except (ValueError, TypeError):
-            pass  # torn: the instance is run again
+                if run.result != "error":  # what went wrong may have been mended
+                    runs[run.name] = run
     write_text(beside, json.dumps(settings, indent=1) + "\n")
     write_text(log, "".join(json.dumps(asdict(run)) + "\n" for run in runs.values()))
     return runs

@@ -58,7 +58,7 @@ class Verifier:
         for part in (*self.run, *self.prepare):
             try:
                 part.format(**dict.fromkeys(_PLACEHOLDERS, ""))
-            except (KeyError, IndexError, ValueError) as error:
+            except (KeyError, IndexError, ValueError, AttributeError) as error:
                 known = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
                 raise SpecError(f"verifier {self.name}: {part!r} is malformed; placeholders are {known}") from error
 
@@ -101,7 +101,8 @@ def _from_mapping(source: str, content: Any) -> Verifier:
         raise SpecError(f"{source}: environment must map names to values, got {values['environment']!r}")
     values["environment"] = {str(k): str(v) for k, v in values.get("environment", {}).items()}
     try:
-        return Verifier(**{**values, "name": str(values["name"]), "grace": float(values.get("grace", 10.0))})
+        texts = {key: str(values.get(key) or "") for key in ("name", "folder")}
+        return Verifier(**{**values, **texts, "grace": float(values.get("grace", 10.0))})
     except (TypeError, ValueError) as error:
         raise SpecError(f"{source}: {error}") from error
 
