@@ -51,10 +51,9 @@ NAMES = ("cure_multinorm", "cure_geometric", "cure_patch")
 GEOMETRIC = (
     ("R(5)", "boxes"),
     ("R(15)", "boxes"),
-    ("T(1,1)", "boxes"),
-    ("Sh(2) R(2) Sc(2) C(2) B(0.001)", "boxes"),
-    ("R(2)", "planes"),
-    ("Sc(10)", "planes"),
+    ("Sc(10)", "boxes"),
+    ("R(3)", "planes"),
+    ("Sh(2) R(2) Sc(2) C(2) B(0.001)", "planes"),
     ("C(30) B(0.1)", "parameters"),
     ("C(80) B(0.5)", "parameters"),
 )

@@ -22,7 +22,7 @@ from cure_plugin.export import ENCODINGS, Encoding, default_encoding, encode, on
 from cure_plugin.export.abcrown import write_abcrown
 from cure_plugin.export.files import export_instances
 from cure_plugin.export.replay import OnnxNet
-from cure_plugin.sets import set_spec
+from cure_plugin.sets import LpBallSpec, set_spec
 from cure_plugin.vnncomp.fixed_point import float32_above, float32_below, rounded_down, rounded_up
 from cure_plugin.vnncomp.graphs import write_model
 from cure_plugin.vnncomp.property import Ball, Property
@@ -304,3 +304,56 @@ def test_networks_are_written_once(images: Tensor, tmp_path: Path) -> None:
     assert len(list((tmp_path / "onnx").iterdir())) == 1 + 1 + 3
     with pytest.raises(SpecError, match="timeout must be"):
         export_instances(exported("plain")[0], data, [], tmp_path, timeout=0)
+
+
+def test_sets_of_similar_text_get_files_of_their_own(images: Tensor, tmp_path: Path) -> None:
+    data = ImageData((images[:1] * 255).to(torch.uint8), torch.tensor([0]), 3)
+    specs = [set_spec(text) for text in ("R(-5,10)", "R(5,10)", "l2=0.5")] + [LpBallSpec("l2", "0.5", None)]
+    instances = export_instances(exported("plain")[0], data, specs, tmp_path)
+    assert len({one.vnnlib for one in instances}) == 4
+    ranges = [read_query(tmp_path / one.vnnlib).box() for one in instances[:2]]
+    assert [(low[0], high[0]) for low, high in ranges] == [(-5, 10), (5, 10)]
+    assert len(list((tmp_path / "abcrown").glob("*.yaml"))) == 2
+
+
+def test_boxes_of_a_subclass_hold_all_of_it(images: Tensor) -> None:
+    class Noisy(PerturbationPatch):
+        """A patch, and a little noise everywhere."""
+
+        def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            low, high = super().box(x)
+            return low - 0.1, high + 0.1
+
+    own = Noisy(2, 2, (1, 2, 1, 2))
+    for whole in (own, PerturbationUnion([own, built("linf=0.01")])):
+        encoding = encode(exported("plain")[1], images[0], 0, whole, "boxes")
+        point = (images[:1] + 0.09).flatten().double().numpy()
+        assert Query(vnnlib_text(encoding.wanted)).satisfied(point, np.array([0.0, 1.0, 0.0]))
+
+
+def test_corners_of_pixel_sets_satisfy_the_file_exactly(images: Tensor) -> None:
+    for text in ("C(10) B(0.1)", "B(0.1) T(1,2) C(20)"):
+        own = built(text)
+        encoding = encode(exported("plain")[1], images[0], 0, own, "box")
+        for end in (own.lower, own.upper):
+            point = encoding.to_input(end[None])
+            assert Query(vnnlib_text(encoding.wanted)).satisfied(point, np.array([0.0, 1.0, 0.0]), 1e-9)
+
+
+def test_images_that_float32_cannot_hold_are_refused(images: Tensor) -> None:
+    with pytest.raises(SpecError, match="float32 numbers"):
+        encode(exported("plain")[1], images[0].double() + 1e-12, 0, built("linf=0.1"))
+    per_sample = PerturbationPatch(1, 1, torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1]]))
+    with pytest.raises(SpecError, match="differs per sample"):
+        encode(exported("plain")[1], images[0], 0, per_sample)
+
+
+def test_boxes_without_inputs_are_no_cases() -> None:
+    low, high = (
+        "(assert (or (and (<= X_0 0.2)) (and (>= X_0 0.9))))",
+        "(assert (or (and (>= X_0 0.5)) (and (<= X_0 0.1))))",
+    )
+    cases = Query(SMALL + low + high).cases()
+    assert sorted((case.lower[0], case.upper[0]) for case in cases) == [(0, 0.1), (0.9, 1)]
+    with pytest.raises(DataError, match="not numbered"):
+        Query(SMALL.replace("(declare-const X_0 Real)", "(declare-const X_5 Real)"))

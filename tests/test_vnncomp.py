@@ -19,8 +19,8 @@ from conftest import small_net
 
 from cure_plugin.cli import main
 from cure_plugin.errors import DataError, SpecError
-from cure_plugin.export import onnx_model
-from cure_plugin.export.solve import solve
+from cure_plugin.export import Property, onnx_model, read_onnx_net
+from cure_plugin.export.solve import decide_query, solve
 from cure_plugin.vnncomp.benchmark import faults
 from cure_plugin.vnncomp.generate import STRATA, Root, draw, question, read_root
 from cure_plugin.vnncomp.graphs import write_model
@@ -285,6 +285,89 @@ def test_counterexamples_count_within_the_tolerances_only(made: Path, tmp_path: 
     (tmp_path / "a.txt").write_text(answer_text(Answer("sat", answer.inputs, outputs)))
     again = read_answer(tmp_path / "a.txt")
     assert again.inputs is not None and np.allclose(again.inputs, answer.inputs, rtol=1e-7)
+
+
+def line_net(folder: Path, margin: float) -> tuple[Network, Query]:
+    """One input in [0, 1], whatever it is class 0 wins by ``margin``."""
+    net = torch.nn.Sequential(torch.nn.Linear(1, 2))
+    with torch.no_grad():
+        net[0].weight.zero_()
+        net[0].bias.copy_(torch.tensor([20.0 + margin, 20.0]))
+    folder.mkdir(exist_ok=True)
+    write_model(onnx_model(net, (1,)), folder / "net.onnx")
+    text = vnnlib_text(Property((1, 1), ((np.zeros(1), np.ones(1)),), 0, 2))
+    (folder / "p.vnnlib").write_text(text)
+    return Network(folder / "net.onnx"), Query(text)
+
+
+def test_claims_do_not_make_a_counterexample(tmp_path: Path) -> None:
+    for margin in (0.02, 5e-5):
+        network, query = line_net(tmp_path, margin)
+        for claimed in (None, np.array([20.01, 20.01]), network(np.zeros(1))):
+            fault = fault_of(network, query, Answer("sat", np.full(1, 0.5), claimed))
+            assert fault is not None and "does not satisfy" in fault, (margin, claimed)
+        # a margin that float32 could have made is no proof
+        verdict = decide_query(read_onnx_net(tmp_path / "net.onnx")[0], (1,), query).verdict
+        assert verdict == ("robust" if margin == 0.02 else "unknown")
+
+
+def test_nets_and_properties_of_other_sizes(tmp_path: Path) -> None:
+    network, query = line_net(tmp_path, 1.0)
+    wide = Query(vnnlib_text(Property((1, 3), ((np.zeros(3), np.ones(3)),), 0, 2)))
+    assert "the network 1" in str(fault_of(network, wide, Answer("sat", np.zeros(3))))
+    three = torch.nn.Sequential(torch.nn.Linear(1, 3)).eval()
+    with pytest.raises(DataError, match="3 outputs"):
+        decide_query(three, (1,), query)
+    assert three[0].weight.dtype == torch.float32
+    nothing = Query(vnnlib_text(Property((1, 1), ((np.zeros(1), np.ones(1)),), 0, 2)) + "(assert (>= X_0 2.0))")
+    assert decide_query(torch.nn.Sequential(torch.nn.Linear(1, 2)), (1,), nothing).verdict == "robust"
+
+
+def test_results_are_tied_to_the_files(tmp_path: Path, tool: Callable[..., str]) -> None:
+    line_net(tmp_path / "r", 1.0)
+    write_instances(tmp_path / "r" / "instances.csv", [Instance("net.onnx", "p.vnnlib", 5)])
+    verifier = find_verifier(tool("unsat"))
+    verify(tmp_path / "r" / "instances.csv", verifier, tmp_path / "v")
+    line_net(tmp_path / "r", -1.0)
+    with pytest.raises(DataError, match="files that have changed"):
+        verify(tmp_path / "r" / "instances.csv", verifier, tmp_path / "v")
+    (tmp_path / "v" / "runs.settings.json").write_text("{")
+    with pytest.raises(DataError, match="delete both"):
+        verify(tmp_path / "r" / "instances.csv", verifier, tmp_path / "v")
+    assert (tmp_path / "v" / "runs.jsonl").read_text()
+    line_net(tmp_path / "r" / "other", 1.0)
+    twice = [Instance("net.onnx", "p.vnnlib", 5), Instance("other/net.onnx", "p.vnnlib", 5)]
+    write_instances(tmp_path / "r" / "instances.csv", twice)
+    with pytest.raises(DataError, match="could not be told apart"):
+        verify(tmp_path / "r" / "instances.csv", verifier, tmp_path / "w")
+
+
+def test_what_went_wrong_is_tried_again(root: Path, tmp_path: Path, capsys: Any) -> None:
+    instances = read_instances(root / "instances.csv")[:1]
+    write_instances(root / "instances.csv", instances)
+    script = tmp_path / "later.py"
+    content = {"name": "later", "run": [sys.executable, str(script), "{results}"]}
+    (tmp_path / "later.yaml").write_text(json.dumps(content))
+    command = ["verify", str(root / "instances.csv"), "--verifier", str(tmp_path / "later.yaml")]
+    command += ["--out", str(tmp_path / "v")]
+    assert main(command) == 2 and "failed on every instance" in capsys.readouterr().err
+    script.write_text("import sys; open(sys.argv[1], 'w').write('unknown')")
+    assert main(command) == 0 and "1 unknown" in capsys.readouterr().out
+
+
+def test_one_name_for_two_networks_is_no_name(tmp_path: Path) -> None:
+    line_net(tmp_path, 1.0)
+    line_net(tmp_path / "b", -1.0)
+    (tmp_path / "b" / "net.onnx").rename(tmp_path / "other.onnx")
+    listed = [Instance("net.onnx", "p.vnnlib", 5), Instance("other.onnx", "p.vnnlib", 5)]
+    write_instances(tmp_path / "instances.csv", listed)
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / "p.txt").write_text("sat\n((X_0 0.5))\n")
+    with pytest.raises(DataError, match="holds no results file"):
+        check(tmp_path / "instances.csv", tmp_path / "answers")
+    (tmp_path / "answers" / "other_p.counterexample").write_text("sat\n((X_0 0.5))\n")
+    runs = check(tmp_path / "instances.csv", tmp_path / "answers")
+    assert [run.result for run in runs] == ["unknown", "sat"] and not any(run.contradicts for run in runs)
 
 
 def test_results_files_of_other_forms(tmp_path: Path) -> None:

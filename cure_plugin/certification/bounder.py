@@ -103,6 +103,8 @@ class Bounder:
 
     def _optimised(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, boxes: dict[str, Box] | None) -> Tensor:
         """alpha-CROWN over given ``boxes`` of the layers, or with those of its own; (B,)."""
+        if not self._bounded.relus:  # no slopes to choose: CROWN's bounds are the best
+            return crown_bounds(self._bounded, x, y, perturbation).margins.amin(1).cpu()
 
         def margins(sparse: bool) -> Tensor:
             options = {
