@@ -46,7 +46,12 @@ PER_GROUP = 20
 
 TIMEOUT = 300
 
-NAMES = ("cure_multinorm", "cure_geometric", "cure_patch")
+COUNTS = {
+    "cure_multinorm": (15, 15, 15, 15),
+    "cure_geometric": (15, 15, 15, 15),
+    "cure_patch": (16, 8, 16, 20),  # tighter bounds than IBP prove few patches more
+}
+"""Instances of each stratum, by benchmark."""
 
 GEOMETRIC = (
     ("R(5)", "boxes"),
@@ -246,7 +251,7 @@ def _outward(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make a benchmark root.")
-    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("name", choices=list(COUNTS))
     parser.add_argument("--nets", nargs="+", default=[], metavar="name=FOLDER")
     parser.add_argument("--vendor", action="store_true", help="only bring the generator's copies of modules up to date")
     parser.add_argument("--images", type=int, default=40, help="test images that candidates are made of")
@@ -261,7 +266,7 @@ def main() -> None:
     folders = {name: Path(folder) for name, _, folder in (text.partition("=") for text in options.nets)}
     nets = {name: load_net(folder / "checkpoint.pt")[1] for name, folder in folders.items()}
     data = load_data("mnist" if options.name == "cure_multinorm" else "mnist-slice", False, options.data)
-    builder = Builder(options.name, nets, data, dict.fromkeys(STRATA, 15))
+    builder = Builder(options.name, nets, data, dict(zip(STRATA, COUNTS[options.name], strict=True)))
     if options.name == "cure_multinorm":
         multinorm(builder, folders)
     elif options.name == "cure_geometric":

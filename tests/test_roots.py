@@ -35,6 +35,7 @@ def test_generators_run_the_package_as_it_is(name: str) -> None:
     for module in VENDORED:
         copy = BENCHMARKS / name / "vendor" / "cure_plugin" / module
         assert copy.read_text() == (BENCHMARKS.parent / "cure_plugin" / module).read_text(), module
+    assert (BENCHMARKS / name / "README.md").read_text() == (BENCHMARKS / "roots" / f"{name}.md").read_text()
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Ask Marabou, a complete verifier that we did not write, about an instance.
 
-As a command: ``python -m cure_plugin.export.marabou ONNX VNNLIB RESULTS TIMEOUT`` writes a results file.
+Also a command, see :mod:`cure_plugin.export.command`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from cure_plugin.errors import CureError, DataError, MissingDependencyError
+from cure_plugin.errors import DataError, MissingDependencyError
+from cure_plugin.export.command import run_command
 from cure_plugin.export.onnx_net import export_onnx, read_onnx_net
-from cure_plugin.files import write_text
-from cure_plugin.vnncomp.query import Case, Linear, Query, read_query
-from cure_plugin.vnncomp.replay import Answer, Network, answer_text
+from cure_plugin.vnncomp.query import Case, Linear, Query
 
 _SCALE = 2.0**14
 """Marabou 2.0.0 takes a variable whose range is below 1e-5 for a constant; certified nets have many such
@@ -142,18 +141,10 @@ def _scaled(net: nn.Sequential) -> nn.Sequential:
     return scaled
 
 
-def main(arguments: list[str]) -> int:
-    """The command; exit 0, or 2 where Marabou cannot be asked."""
-    onnx, vnnlib, results, timeout = arguments
-    try:
-        found = ask_marabou(onnx, read_query(vnnlib), float(timeout))
-        outputs = None if found.counterexample is None else Network(onnx)(found.counterexample)
-        write_text(results, answer_text(Answer(found.result, found.counterexample, outputs)))
-    except CureError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+def _solver(onnx: str, query: Query, timeout: float) -> tuple[str, np.ndarray | None]:
+    found = ask_marabou(onnx, query, timeout)
+    return found.result, found.counterexample
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(_solver, sys.argv[1:]))

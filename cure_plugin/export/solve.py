@@ -1,6 +1,6 @@
 """Our certifier on files: a box-input property of a sequential ONNX net.
 
-As a command: ``python -m cure_plugin.export.solve ONNX VNNLIB RESULTS TIMEOUT`` writes a results file.
+Also a command, see :mod:`cure_plugin.export.command`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from cure_plugin.certification import Certifier, Verdict
-from cure_plugin.errors import CureError, DataError
+from cure_plugin.errors import DataError
+from cure_plugin.export.command import run_command
 from cure_plugin.export.onnx_net import read_onnx_net
-from cure_plugin.files import write_text
 from cure_plugin.sets import PerturbationLpBall
-from cure_plugin.vnncomp.query import Case, Query, read_query
-from cure_plugin.vnncomp.replay import Answer, Network, answer_text
+from cure_plugin.vnncomp.query import Case, Query
 
 METHODS = ("IBP", "CROWN-IBP", "CROWN", "alpha-CROWN")
 """Those that take any box."""
@@ -139,19 +138,11 @@ def solve(onnx_path: str | Path, query: Query) -> Decision:
     return decide_query(net, shape, query)
 
 
-def main(arguments: list[str]) -> int:
-    """The command; it is stopped from outside when its time is up. Exit 0, or 2 where the files cannot be used."""
-    onnx, vnnlib, results, _ = arguments
-    try:
-        found = solve(onnx, read_query(vnnlib))
-        outputs = None if found.counterexample is None else Network(onnx)(found.counterexample)
-        result = {"robust": "unsat", "violated": "sat"}.get(found.verdict, "unknown")
-        write_text(results, answer_text(Answer(result, found.counterexample, outputs)))
-    except CureError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+def _solver(onnx: str, query: Query, _: float) -> tuple[str, np.ndarray | None]:
+    """Stopped from outside when its time is up."""
+    found = solve(onnx, query)
+    return {"robust": "unsat", "violated": "sat"}.get(found.verdict, "unknown"), found.counterexample
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(_solver, sys.argv[1:]))

@@ -7,6 +7,7 @@ in ``2.0/``, ``witnesses/`` (counterexamples) and ``metadata.json``.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import zipfile
@@ -19,7 +20,7 @@ import numpy as np
 import onnx
 import yaml
 
-from cure_plugin.errors import DataError, SpecError
+from cure_plugin.errors import DataError, OutputError, SpecError
 from cure_plugin.files import write_atomically
 from cure_plugin.vnncomp.graphs import read_model
 from cure_plugin.vnncomp.instances import Instance, csv_text
@@ -32,6 +33,7 @@ from cure_plugin.vnncomp.questions import (
     in_l1_ball,
     in_l2_ball,
     of_parameters,
+    parameter_units,
     patch_boxes,
     slope_and_slack,
     window,
@@ -88,12 +90,17 @@ def generate(folder: Path, seed: int) -> int:
     """
     root = read_root(folder)
     files = contents(root, seed)
-    for name in GENERATED:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for path in (folder / "onnx").iterdir():
-        if path.name not in root.nets:
-            path.unlink()
-    for name, content in files.items():  # the lists of instances come last
+    try:
+        (folder / "instances.csv").unlink(missing_ok=True)  # first to go, last to come back
+        for name in GENERATED:
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
+        for path in (folder / "onnx").glob("*.onnx"):
+            if path.name not in root.nets:
+                path.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot replace what an earlier run left in {folder}: {error}") from error
+    for name, content in files.items():
         write_atomically(folder / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
     return files["instances.csv"].count(b"\n")
 
@@ -106,7 +113,7 @@ def contents(root: Root, seed: int) -> dict[str, bytes]:
     """
     drawn = draw(root, seed)
     files: dict[str, bytes] = {}
-    written: dict[bytes, str] = {_bytes(model): name for name, model in root.nets.items()}
+    written = {_digest(_bytes(model)): name for name, model in root.nets.items()}
     instances: dict[str, list[Instance]] = {"1.0": [], "2.0": []}
     timeout = float(root.spec["timeout"])
     metadata = {}
@@ -115,19 +122,20 @@ def contents(root: Root, seed: int) -> dict[str, bytes]:
         for version in instances:
             asked = question(root, candidate, version)
             content = _bytes(asked.model)
-            if content not in written:
-                written[content] = _net_name(candidate, version)
-                files[f"onnx/{written[content]}"] = content
+            network = written.get(_digest(content))
+            if network is None:
+                network = written[_digest(content)] = _net_name(candidate, version)
+                files[f"onnx/{network}"] = content
             text = vnnlib_text(asked.wanted, version, comment).encode()
             if version == "1.0":
                 files[f"vnnlib/{candidate['id']}.vnnlib"] = text
-                one = Instance(f"onnx/{written[content]}", f"vnnlib/{candidate['id']}.vnnlib", timeout)
+                one = Instance(f"onnx/{network}", f"vnnlib/{candidate['id']}.vnnlib", timeout)
                 metadata[one.name] = candidate
                 if candidate["stratum"] == "violated":
                     files[f"witnesses/{one.name}.txt"] = _witness(root.arrays[f"witness {candidate['id']}"])
             else:
                 files[f"2.0/vnnlib/{candidate['id']}.vnnlib.gz"] = compressed(text)
-                one = Instance(f"../onnx/{written[content]}", f"vnnlib/{candidate['id']}.vnnlib.gz", timeout)
+                one = Instance(f"../onnx/{network}", f"vnnlib/{candidate['id']}.vnnlib.gz", timeout)
             instances[version].append(one)
     files["metadata.json"] = (json.dumps({"seed": seed, "instances": metadata}, indent=1) + "\n").encode()
     for version, listed in instances.items():
@@ -216,7 +224,8 @@ def _contents(task: _Task, encoding: dict[str, Any]) -> Question:
 
 
 def _parameters(task: _Task, encoding: dict[str, Any]) -> Question:
-    box = np.array(encoding["lower"], dtype=np.float64), np.array(encoding["upper"], dtype=np.float64)
+    low, high = (np.array(encoding[end], dtype=np.float64) for end in ("lower", "upper"))
+    box = low / parameter_units(encoding["names"]), high / parameter_units(encoding["names"])
     return of_parameters(task.model, *contrast_and_brightness(task.flat, encoding["names"]), box, task.label)
 
 
@@ -249,6 +258,10 @@ def _witness(point: np.ndarray) -> bytes:
     """A counterexample as verifiers write it."""
     lines = [f"(X_{i} {value:.9g})" for i, value in enumerate(point.astype(np.float64))]
     return ("sat\n(" + "\n".join(lines) + ")\n").encode()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _bytes(model: onnx.ModelProto) -> bytes:

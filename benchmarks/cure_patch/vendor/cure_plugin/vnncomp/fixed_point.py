@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, localcontext
 
 import numpy as np
 
@@ -24,7 +24,8 @@ def rounded_up(value: float) -> str:
 
 
 def _text(value: float, rounding: str) -> str:
-    text = format(Decimal(float(value)).quantize(_DIGITS, rounding=rounding), "f").rstrip("0")
+    with localcontext(Context(prec=400)):
+        text = format(Decimal(float(value)).quantize(_DIGITS, rounding=rounding), "f").rstrip("0")
     return text + "0" if text.endswith(".") else text
 
 

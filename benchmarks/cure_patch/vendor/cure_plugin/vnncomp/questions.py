@@ -79,9 +79,18 @@ def of_parameters(model: onnx.ModelProto, weight: np.ndarray, bias: np.ndarray, 
 
 
 def contrast_and_brightness(image: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(weight, bias) of pixel * (1 + c / 100) + b for the parameters ``names`` out of C and B, in this order."""
-    columns = {"C": image / 100, "B": np.ones_like(image)}
+    """(weight, bias) of pixel * (1 + c) + b for the parameters ``names`` out of C and B, in this order.
+
+    Contrast is a share here, a hundredth of a percent's number (:func:`parameter_units`): the weights are then the
+    pixels themselves, float32 numbers.
+    """
+    columns = {"C": image, "B": np.ones_like(image)}
     return np.stack([columns[name] for name in names], axis=1).astype(np.float32), image.astype(np.float32)
+
+
+def parameter_units(names: Sequence[str]) -> np.ndarray:
+    """What to divide each parameter by before it is an input: 100 for contrast, in percent, else 1."""
+    return np.array([100.0 if name == "C" else 1.0 for name in names])
 
 
 def slope_and_slack(slope: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
