@@ -1,0 +1,1 @@
+"""Copies of those modules that the generator runs."""
