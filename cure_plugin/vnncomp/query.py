@@ -23,6 +23,9 @@ _OPERATIONS: dict[str, Callable[[float, float], float]] = {
     "*": lambda a, b: a * b,
 }
 
+_ROUNDING = 1e-6
+"""Of float32 outputs, relative to the larger one; less than what our certificates ask for beyond 0."""
+
 _DEEPEST = 100
 """Nesting of parentheses that is read; no file in use comes near it."""
 
@@ -138,7 +141,7 @@ class Query:
 
         Args:
             tolerance: by how much an inequality may be missed that speaks of inputs, or of a single output (as of
-                a measured distance). Comparisons of outputs have to hold as they stand.
+                a measured distance). Comparisons of outputs may then be missed by float32's rounding, no more.
 
         Raises:
             DataError: another number of values than of variables, or an assertion that is not understood.
@@ -157,8 +160,10 @@ class Query:
             case ["or", *parts]:
                 return any(self._holds(part, values, tolerance) for part in parts)
             case ["<=" | ">=" as relation, left, right]:
-                difference = self._value(left, values) - self._value(right, values)
-                slack = tolerance if len(set(self._outputs_in(form))) < 2 else 0.0
+                one, other = self._value(left, values), self._value(right, values)
+                difference, slack = one - other, tolerance
+                if len(set(self._outputs_in(form))) > 1:
+                    slack = min(tolerance, _ROUNDING * max(1.0, abs(one), abs(other)))
                 return difference <= slack if relation == "<=" else difference >= -slack
             case _:
                 raise self._fault(f"unknown assertion {str(form)[:60]}")
