@@ -40,8 +40,12 @@ def write_instances(path: str | Path, instances: Sequence[Instance]) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    rows = [(one.onnx, one.vnnlib, f"{one.timeout:g}") for one in instances]
-    write_text(path, csv_text(rows))
+    write_text(path, instances_text(instances))
+
+
+def instances_text(instances: Sequence[Instance]) -> str:
+    """What :func:`write_instances` writes."""
+    return csv_text([(one.onnx, one.vnnlib, f"{one.timeout:g}") for one in instances])
 
 
 def csv_text(rows: Sequence[Sequence[object]]) -> str:

@@ -23,7 +23,7 @@ import yaml
 from cure_plugin.errors import DataError, OutputError, SpecError
 from cure_plugin.files import write_atomically
 from cure_plugin.vnncomp.graphs import read_model
-from cure_plugin.vnncomp.instances import Instance, csv_text
+from cure_plugin.vnncomp.instances import Instance, instances_text
 from cure_plugin.vnncomp.questions import (
     Question,
     around,
@@ -139,8 +139,7 @@ def contents(root: Root, seed: int) -> dict[str, bytes]:
             instances[version].append(one)
     files["metadata.json"] = (json.dumps({"seed": seed, "instances": metadata}, indent=1) + "\n").encode()
     for version, listed in instances.items():
-        rows = [(one.onnx, one.vnnlib, f"{one.timeout:g}") for one in listed]
-        files["instances.csv" if version == "1.0" else "2.0/instances.csv"] = csv_text(rows).encode()
+        files["instances.csv" if version == "1.0" else "2.0/instances.csv"] = instances_text(listed).encode()
     return files
 
 
