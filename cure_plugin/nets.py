@@ -76,6 +76,11 @@ class NetSpec:
     std: tuple[float, ...] = ()
 
 
+def cnn_tiny(spec: NetSpec) -> list[nn.Module]:
+    """Conv 8 4x4 stride 2, conv 16 4x4 stride 2, linear 32: for files that must stay small."""
+    return _conv_net(spec, [(8, 4, 2), (16, 4, 2)], 32)
+
+
 def cnn_small(spec: NetSpec) -> list[nn.Module]:
     """Conv 16 4x4 stride 2, conv 32 4x4 stride 2, linear 100 (Wong and Kolter 2018)."""
     return _conv_net(spec, [(16, 4, 2), (32, 4, 2)], 100)
@@ -92,6 +97,7 @@ def cnn7_narrow(spec: NetSpec) -> list[nn.Module]:
 
 
 NETS: dict[str, Callable[[NetSpec], list[nn.Module]]] = {
+    "cnn_tiny": cnn_tiny,
     "cnn_small": cnn_small,
     "cnn7": cnn7,
     "cnn7_narrow": cnn7_narrow,

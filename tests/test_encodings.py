@@ -174,6 +174,26 @@ def test_chains_with_a_front_are_read_back(images: Tensor, tmp_path: Path) -> No
     assert np.allclose(net(point).detach(), OnnxNet(tmp_path / "net.onnx")(point), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("text", "inputs"),
+    [("R(3)", 1), ("Sh(2) R(2) Sc(2) C(2) B(0.01)", 5), ("C(5) R(2)", 2), ("C(5) B(0.1)", 2), ("B(0.1) C(5)", 2)],
+)
+def test_pixels_that_stay_black_are_no_inputs_of_planes(text: str, inputs: int, images: Tensor) -> None:
+    x, own = images[:1].clone(), built(text)
+    x[..., :2], x[..., -2:], x[:, :, :2], x[:, :, -2:] = 0, 0, 0, 0
+    encoding = encode(exported("plain")[1], x[0], 0, own, "planes")
+    still = 64 - (encoding.wanted.shape[1] - inputs)
+    assert still == 0 if text == "B(0.1) C(5)" else 20 <= still < 64
+    low, high = encoding.wanted.hull()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        variable = own.random_start(x, generator)
+        point = encoding.to_input(variable)
+        assert bool(((low <= point) & (point <= high)).all())
+        image = own.decode(x.double(), variable.double())
+        assert float((encoding.to_image(point) - image).abs().max()) < 1e-7
+
+
 def test_defaults_and_refusals(images: Tensor) -> None:
     _, model = exported("plain")
     wanted = {"linf=0.1": "box", "l2=0.5": "distance", "R(10)": "planes", "B(0.2)": "parameters", "patch=3x3": "boxes"}

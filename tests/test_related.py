@@ -159,6 +159,19 @@ def test_known_layer_bounds_change_no_coupled_margin(norm: int) -> None:
         assert all(torch.equal(one, other) for one, other in zip(box, joined.boxes[name], strict=True))
 
 
+def test_hopeless_images_keep_coupled_bounds_and_cost_no_alpha_crown(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = labelled(small_net(), 3)
+    certifier, ball = Certifier(small_net(), SHAPE), PerturbationLpBall(2, 3.0)
+    crown = certifier.lower_bound(x, y, ball, "CROWN")
+    coupled, layers = certifier._bounder.bound(x, y, ball, "coupled")
+    assert layers is not None and bool(layers.hopeless.all()) and bool((coupled >= crown).all())
+    monkeypatch.setattr("cure_plugin.certification.bounder.Bounder._optimised", None)
+    assert torch.equal(certifier._bounder.bound(x, y, ball, "alpha-CROWN", layers)[0], coupled)
+    bounds = certifier._bounder._coupled
+    rest = bounds.bounds(x, y, ball, torch.full((3,), torch.inf))
+    assert not bool(rest.hopeless.any()) and bool((rest.margins >= layers.margins).all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("text", ["linf=0.05", "l2=0.2", "l1=0.4"])
 def test_alpha_crown_from_known_boxes_holds(text: str, dtype: torch.dtype) -> None:

@@ -155,6 +155,7 @@ def test_recipes_round_trip_and_ship() -> None:
         ({"epoch": 3}, "did you mean 'epochs'"),
         ({"epochs": "many"}, "'epochs' has the unusable value"),
         ({"epochs": 1.5}, "whole number"),
+        ({"milestones": [1.5]}, "whole number"),
         ({"epochs": 0}, "epochs must be > 0"),
         ({"net": "cnn8"}, "unknown net 'cnn8'"),
         ({"data": "mnits"}, "unknown data set"),

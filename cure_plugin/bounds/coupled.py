@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +20,6 @@ _DECAY = 0.97
 """Of the learning rate, per step."""
 
 
-_HOPELESS = 0.5
-"""Margins below minus this share of the clean margin after the first round are left at that: on the nets that were
-measured the second one gained less than half as much."""
-
-
 class _Effort(NamedTuple):
     """Optimisation steps of the margins, of the bounds of fully connected layers and of convolutions."""
 
@@ -31,9 +27,14 @@ class _Effort(NamedTuple):
     layers: int
     convolutions: int
 
-    def third(self) -> _Effort:
-        """About a third of the work."""
-        return _Effort(self.margins // 2, self.layers // 3, min(1, self.convolutions))
+    def rounds(self) -> list[tuple[_Effort, float]]:
+        """(work, share of the clean margin below minus which an image is left at that), each on top of the last.
+
+        On the nets that were measured, what is beyond a round's share stayed unproved when all rounds were done.
+        """
+        first = _Effort(max(1, self.margins // 6), self.layers // 30, 0)
+        second = _Effort(max(1, self.margins // 2), self.layers // 3, min(1, self.convolutions))
+        return [(first, 4.0), (second, 0.5), (self, torch.inf)]
 
 
 @dataclass
@@ -59,7 +60,8 @@ class _State:
 class CoupledBounds:
     """Lower bounds of margins over sets that have an l2 radius, never below CROWN's.
 
-    A first round takes a third of the work; what it neither settles nor shows to be hopeless gets a full one on top.
+    Rounds of growing effort follow each other, for the images that the ones before neither settled nor showed to be
+    hopeless.
 
     Args:
         bounded: auto_LiRPA's wrapper of a net in eval mode.
@@ -99,16 +101,20 @@ class CoupledBounds:
         """
         known = known or crown_bounds(self.bounded, x, y, perturbation)
         target = x.new_zeros(len(x)) if target is None else target.to(x)
-        full = _Effort(self.iterations, self.layer_iterations, self.convolution_iterations)
+        left = torch.arange(len(x), device=x.device)
+        result = replaced(known.select(left), coupled=True)
+        effort = _Effort(self.iterations, self.layer_iterations, self.convolution_iterations)
         with default_dtype(x.dtype):
-            result, at_clean = self._round(x, y, perturbation, target, known, full.third())
-            worst = result.margins.amin(1)
-            hopeless = (worst < -_HOPELESS * at_clean.amin(1).clamp(min=0)) & target.isfinite()
-            left = ((worst <= target) & ~hopeless).nonzero().flatten()
-            if left.numel():
+            for work, share in effort.rounds():
                 some, so_far = perturbation.select(x, left), result.select(left)
-                better, _ = self._round(x[left], y[left], some, target[left], so_far, full)
+                better, at_clean = self._round(x[left], y[left], some, target[left], so_far, work)
                 result.replace(left, better)
+                worst = better.margins.amin(1)
+                hopeless = (worst < -share * at_clean.amin(1).clamp(min=0)) & target[left].isfinite()
+                result.hopeless[left] = hopeless
+                left = left[(worst <= target[left]) & ~hopeless]
+                if left.numel() == 0:
+                    break
         return result
 
     def _round(
@@ -135,7 +141,7 @@ class CoupledBounds:
         found, _ = self._optimise(state, None, effort.margins)
         # no lower bound of the whole set lies above the clean margin, whatever rounding says
         margins = torch.fmax(known.margins, torch.minimum(found, at_clean))
-        return LayerBounds(margins, state.boxes, coupled=True), at_clean
+        return replaced(known, margins=margins, boxes=state.boxes), at_clean
 
     def _tighten(self, node: Any, state: _State, effort: _Effort) -> None:
         """Intersect the box of a ReLU's input with what radii and coupled bounds say, then set its radius."""

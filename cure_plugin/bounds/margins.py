@@ -33,21 +33,23 @@ class LayerBounds:
     Attributes:
         margins: lower bounds of z_y - z_j, (B, C - 1).
         boxes: bounds of every ReLU's input, by its name; each end (B, *shape).
+        hopeless: where more work of the same kind is not worth its time, (B,) bool.
         coupled: whether norm-coupled bounds made the boxes.
     """
 
     margins: Tensor
     boxes: dict[str, Box]
+    hopeless: Tensor
     coupled: bool = False
 
     def select(self, index: Tensor) -> LayerBounds:
         """Those of the samples ``index``."""
         boxes = {name: (low[index], high[index]) for name, (low, high) in self.boxes.items()}
-        return replaced(self, margins=self.margins[index], boxes=boxes)
+        return replaced(self, margins=self.margins[index], boxes=boxes, hopeless=self.hopeless[index])
 
     def replace(self, index: Tensor, better: LayerBounds) -> None:
         """Put ``better`` in the place of the samples ``index``."""
-        self.margins[index] = better.margins
+        self.margins[index], self.hopeless[index] = better.margins, better.hopeless
         for name, (low, high) in better.boxes.items():
             self.boxes[name][0][index], self.boxes[name][1][index] = low, high
 
@@ -58,7 +60,8 @@ class LayerBounds:
             name: (torch.cat([p.boxes[name][0] for p in parts]), torch.cat([p.boxes[name][1] for p in parts]))
             for name in parts[0].boxes
         }
-        return replaced(parts[0], margins=torch.cat([part.margins for part in parts]), boxes=boxes)
+        margins, hopeless = torch.cat([part.margins for part in parts]), torch.cat([part.hopeless for part in parts])
+        return replaced(parts[0], margins=margins, boxes=boxes, hopeless=hopeless)
 
 
 def margin_matrix(y: Tensor, classes: int) -> Tensor:
@@ -100,7 +103,7 @@ def crown_bounds(bounded: BoundedModule, x: Tensor, y: Tensor, perturbation: Per
         margins = lower_margins(bounded, x, y, perturbation, "CROWN")
         inner = [relu.inputs[0] for relu in bounded.relus]
         boxes = {n.name: (n.lower.detach(), n.upper.detach()) for n in inner if n.perturbed}
-    return LayerBounds(margins, boxes)
+    return LayerBounds(margins, boxes, torch.zeros_like(margins[:, 0], dtype=torch.bool))
 
 
 def elided(margins: Tensor) -> Tensor:

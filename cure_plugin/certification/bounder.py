@@ -89,11 +89,17 @@ class Bounder:
     def _alpha(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, known: LayerBounds | None) -> Tensor:
         """alpha-CROWN, (B,): first, where boxes are known, of the margins alone; then of what is left in full.
 
-        Boxes that coupling made are better than alpha-CROWN's own, so they stay.
+        Boxes that coupling made are better than alpha-CROWN's own, so they stay, and what coupling found hopeless
+        keeps its bound.
         """
         if known is None:
             return self._optimised(x, y, perturbation, None)
-        bounds = self._optimised(x, y, perturbation, known.boxes)
+        bounds = known.margins.amin(1).cpu()
+        some = (~known.hopeless).nonzero().flatten()
+        if some.numel() == 0:
+            return bounds
+        boxes = known.select(some).boxes
+        bounds[some] = torch.fmax(bounds[some], self._optimised(x[some], y[some], perturbation.select(x, some), boxes))
         left = (~(bounds > self.required_margin(x))).nonzero().flatten()
         if left.numel() and not known.coupled:
             bounds[left] = torch.fmax(

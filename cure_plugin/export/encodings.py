@@ -19,7 +19,7 @@ from cure_plugin.sets import (
     PerturbationSet,
     PerturbationUnion,
 )
-from cure_plugin.sets.geometry import linear_planes
+from cure_plugin.sets.geometry import interval_hull, linear_planes
 from cure_plugin.vnncomp.property import Box, Property
 from cure_plugin.vnncomp.questions import (
     Question,
@@ -194,14 +194,17 @@ def _planes(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet)
     if type(own) is not PerturbationGeometric or own.lower.ndim != 1:
         raise _refused("planes", own, "it is for geometric sets with one box of parameters")
     slope, box = planes_with_slack(x, own)
-    front = slope_and_slack(slope)
+    weight, bias, inputs = slope_and_slack(slope, box)
+    free = box[0] < box[1]
+    free[: slope.shape[1]] = True
 
     def to_input(variable: Tensor) -> np.ndarray:
         parameters = _flat(variable)
         image = _flat(own.decode(x.double(), variable.double()))
-        return np.concatenate([parameters, image - slope.astype(np.float64) @ parameters])
+        return np.concatenate([parameters, image - slope.astype(np.float64) @ parameters])[free]
 
-    return _front_encoding("planes", of_parameters(model, *front, box, label), x, False, to_input, front)
+    question = of_parameters(model, weight, bias, inputs, label)
+    return _front_encoding("planes", question, x, False, to_input, (weight, bias))
 
 
 def planes_with_slack(x: Tensor, own: PerturbationGeometric) -> tuple[np.ndarray, Box]:
@@ -222,9 +225,25 @@ def planes_with_slack(x: Tensor, own: PerturbationGeometric) -> tuple[np.ndarray
     slack_low = lower_offset - shift - radius @ np.abs(lower_slope - slope)
     slack_high = upper_offset - shift + radius @ np.abs(upper_slope - slope)
     rounding = 1e-9 * (1 + np.abs(shift) + np.abs(lower_offset) + np.abs(upper_offset))
-    lower = np.concatenate([own.lower.numpy(), slack_low - rounding])
-    upper = np.concatenate([own.upper.numpy(), slack_high + rounding])
+    slack_low, slack_high = slack_low - rounding, slack_high + rounding
+    still = _stays_black(x, own)
+    slack_low[still] = slack_high[still] = 0
+    slope[:, still] = np.array([name == "B" for name in own.parameters], dtype=np.float32)[:, None]
+    lower, upper = np.concatenate([own.lower.numpy(), slack_low]), np.concatenate([own.upper.numpy(), slack_high])
     return slope.T, (lower, upper)
+
+
+def _stays_black(x: Tensor, own: PerturbationGeometric) -> np.ndarray:
+    """Which pixels of one image are 0 under every transformation of ``own``, but for the brightness that comes last."""
+    columns = [i for i, name in enumerate(own.parameters) if name not in ("C", "B")]
+    names = [name for name in own.names if name not in ("C", "B")]
+    if "B" in own.names[:-1]:
+        return np.zeros(x.numel(), dtype=bool)
+    if not names:
+        return _flat(x) == 0
+    box = own.lower[columns].unsqueeze(0), own.upper[columns].unsqueeze(0)
+    low, high = interval_hull(x.double(), names, *box, 1)
+    return (_flat(low) == 0) & (_flat(high) == 0)
 
 
 def _patch(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:

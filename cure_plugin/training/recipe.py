@@ -192,7 +192,7 @@ def _convert(key: str, kind: str, value: Any) -> Any:
         if kind.startswith("float"):
             return float(value)
         if kind.startswith("tuple"):
-            return tuple(int(v) if "int" in kind else float(v) for v in value)
+            return tuple(_convert(key, "int" if "int" in kind else "float", entry) for entry in value)
         return "" if value is None else str(value)
     except (TypeError, ValueError, OverflowError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
