@@ -82,16 +82,16 @@ class Builder:
 
     def candidate(self, net: str, index: int, text: str, encoding: dict[str, Any]) -> dict[str, Any]:
         """One that is not decided yet."""
-        at = self._positions.setdefault(index, len(self._positions))
+        if index not in self._positions:
+            self._positions[index] = len(self._positions)
+            self.root.arrays["images"] = np.stack([self.data.images[i].numpy() for i in self._positions])
         safe = "".join(c if c.isalnum() or c == "." else "-" for c in text).strip("-")
         label = int(self.data.labels[index])
-        images = [self.data.images[i].numpy() for i in self._positions]
-        self.root.arrays["images"] = np.stack(images)
         return {
             "id": f"{net}_{safe}_{encoding['kind']}_{index}",
             "net": f"{net}.onnx",
             "image": index,
-            "at": at,
+            "at": self._positions[index],
             "label": label,
             "set": text,
             "encoding": encoding,

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
-from torch import nn
+from torch import Tensor, nn
 
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import SpecError
 from cure_plugin.export.abcrown import write_abcrown
-from cure_plugin.export.encodings import default_encoding, encode
+from cure_plugin.export.encodings import Encoding, default_encoding, encode
 from cure_plugin.export.onnx_net import onnx_model
 from cure_plugin.sets import SetSpec
 from cure_plugin.vnncomp.graphs import write_model
@@ -50,32 +50,38 @@ def export_instances(
         raise SpecError(f"timeout must be finite and > 0, got {timeout!r}")
     plain = onnx_model(net, data.shape)
     x, y = data.batch(slice(0, len(data)))
-    named = [encoding or default_encoding(spec.build(), version) for spec in sets]
-    for spec, wanted in zip(sets, named, strict=True):  # before anything is written
-        found = encode(plain, x[0], int(y[0]), spec.build(), wanted)
-        if version not in found.versions:
-            raise SpecError(f"encoding {wanted!r} of {spec} needs VNNLIB {' or '.join(found.versions)}")
-    names = _file_names(sets)
+    firsts = [_first(plain, x[0], int(y[0]), spec, encoding, version) for spec in sets]  # before anything is written
     written = {_digest(plain): "model.onnx"}
     write_model(plain, folder / "onnx" / "model.onnx")
     instances = []
-    for spec, wanted, name in zip(sets, named, names, strict=True):
+    for spec, first, name in zip(sets, firsts, _file_names(sets), strict=True):
         own = spec.build()
         for index in range(len(data)):
-            found = encode(plain, x[index], int(y[index]), own, wanted)
-            base = f"{name}_{wanted}_{index}"
+            found = encode(plain, x[index], int(y[index]), own, first.name) if index else first
+            base = f"{name}_{found.name}_{index}"
             network = written.get(_digest(found.model))
             if network is None:
                 network = written[_digest(found.model)] = f"model_{base}.onnx"
                 write_model(found.model, folder / "onnx" / network)
             path = f"vnnlib/{base}.vnnlib{'.gz' if compress else ''}"
-            write_vnnlib(folder / path, found.wanted, version, f"image {index}, {spec}, encoding {wanted}")
+            write_vnnlib(folder / path, found.wanted, version, f"image {index}, {spec}, encoding {found.name}")
             instances.append(Instance(f"onnx/{network}", path, timeout))
         if own.shared_budget:
             write_abcrown(folder / "abcrown" / f"{name}.yaml", folder / "onnx" / "model.onnx", data, spec, timeout)
     if instances:
         write_instances(folder / "instances.csv", instances)
     return instances
+
+
+def _first(
+    model: onnx.ModelProto, x: Tensor, label: int, spec: SetSpec, encoding: str | None, version: str
+) -> Encoding:
+    """The encoding of the first image; what it refuses, it refuses for all."""
+    own = spec.build()
+    found = encode(model, x, label, own, encoding or default_encoding(own, version))
+    if version not in found.versions:
+        raise SpecError(f"encoding {found.name!r} of {spec} needs VNNLIB {' or '.join(found.versions)}")
+    return found
 
 
 def _file_names(sets: Sequence[SetSpec]) -> list[str]:
