@@ -230,7 +230,7 @@ def _parameters(task: _Task, encoding: dict[str, Any]) -> Question:
 
 def _planes(task: _Task, _: dict[str, Any]) -> Question:
     low, high = task.stored("box").astype(np.float64)
-    return of_parameters(task.model, *slope_and_slack(task.stored("slope")), (low, high), task.label)
+    return of_parameters(task.model, *slope_and_slack(task.stored("slope"), (low, high)), task.label)
 
 
 _KINDS: dict[str, Callable[[_Task, dict[str, Any]], Question]] = {

@@ -93,11 +93,19 @@ def parameter_units(names: Sequence[str]) -> np.ndarray:
     return np.array([100.0 if name == "C" else 1.0 for name in names])
 
 
-def slope_and_slack(slope: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(weight, bias) of ``slope`` (d, k) times k parameters plus a slack per pixel: k + d inputs."""
-    size = len(slope)
-    weight = np.concatenate([slope, np.eye(size)], axis=1).astype(np.float32)
-    return weight, np.zeros(size, dtype=np.float32)
+def slope_and_slack(slope: np.ndarray, box: Box) -> tuple[np.ndarray, np.ndarray, Box]:
+    """(weight, bias, box of the inputs) of ``slope`` (d, k) times k parameters plus a slack per pixel.
+
+    Args:
+        box: of the parameters and the slacks, k + d. A slack whose ends are equal (float32 numbers) is no input but
+            part of the bias.
+    """
+    size, count = slope.shape
+    free = box[0] < box[1]
+    free[:count] = True
+    weight = np.concatenate([slope, np.eye(size)], axis=1)[:, free].astype(np.float32)
+    bias = np.where(free[count:], 0, box[0][count:]).astype(np.float32)
+    return weight, bias, (box[0][free], box[1][free])
 
 
 def free_pixels(image: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
