@@ -30,7 +30,7 @@ class _Effort(NamedTuple):
     def rounds(self) -> list[tuple[_Effort, float]]:
         """(work, share of the clean margin below minus which an image is left at that), each on top of the last.
 
-        On the nets that were measured, what is beyond a round's share stayed unproved when all rounds were done.
+        On the nets that were measured, the next round left what was beyond a round's share far below 0.
         """
         first = _Effort(max(1, self.margins // 6), self.layers // 30, 0)
         second = _Effort(max(1, self.margins // 2), self.layers // 3, min(1, self.convolutions))

@@ -24,6 +24,7 @@ from cure_plugin.vnncomp.property import Box, Property
 from cure_plugin.vnncomp.questions import (
     Question,
     contrast_and_brightness,
+    free_inputs,
     free_pixels,
     in_boxes,
     in_l1_ball,
@@ -195,8 +196,7 @@ def _planes(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet)
         raise _refused("planes", own, "it is for geometric sets with one box of parameters")
     slope, box = planes_with_slack(x, own)
     weight, bias, inputs = slope_and_slack(slope, box)
-    free = box[0] < box[1]
-    free[: slope.shape[1]] = True
+    free = free_inputs(box, slope.shape[1])
 
     def to_input(variable: Tensor) -> np.ndarray:
         parameters = _flat(variable)

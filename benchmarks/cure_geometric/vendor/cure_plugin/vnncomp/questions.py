@@ -97,15 +97,23 @@ def slope_and_slack(slope: np.ndarray, box: Box) -> tuple[np.ndarray, np.ndarray
     """(weight, bias, box of the inputs) of ``slope`` (d, k) times k parameters plus a slack per pixel.
 
     Args:
-        box: of the parameters and the slacks, k + d. A slack whose ends are equal (float32 numbers) is no input but
-            part of the bias.
+        box: of the parameters and the slacks, k + d; see :func:`free_inputs`.
     """
     size, count = slope.shape
-    free = box[0] < box[1]
-    free[:count] = True
+    free = free_inputs(box, count)
     weight = np.concatenate([slope, np.eye(size)], axis=1)[:, free].astype(np.float32)
     bias = np.where(free[count:], 0, box[0][count:]).astype(np.float32)
     return weight, bias, (box[0][free], box[1][free])
+
+
+def free_inputs(box: Box, count: int) -> np.ndarray:
+    """Which of ``count`` parameters and the slacks after them are inputs, bool.
+
+    A slack whose ends are equal (float32 numbers) is part of the bias.
+    """
+    free = box[0] < box[1]
+    free[:count] = True
+    return free
 
 
 def free_pixels(image: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
