@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from auto_LiRPA import BoundedModule
+from auto_LiRPA.operators.base import Interval
 from torch import Tensor, nn
 
 Statistics = list[tuple[Any, Tensor, Tensor]]
@@ -66,11 +69,28 @@ def normalising_by(statistics: Statistics) -> Iterator[None]:
     """For a while, let bounds normalise by these statistics."""
     for node, mean, variance in statistics:
         node.training, node.current_mean, node.current_var = True, mean, variance
+        node.interval_propagate = functools.partial(_interval, node)
     try:
         yield
     finally:
         for node, _, _ in statistics:
             node.training = False
+            del node.interval_propagate  # the instance's; the class's is there again
+
+
+def _interval(node: Any, *inputs: Any) -> Any:
+    """What auto_LiRPA computes from centre and radius, straight from the two ends: half the tensors to hold."""
+    plain = Interval.get_perturbation(inputs[0])[0] == torch.inf  # two ends, not an lp ball's centre
+    if not (plain and node.use_mean and node.use_var and node.use_affine):
+        return type(node).interval_propagate(node, *inputs)
+    (lower, upper), weight, bias = inputs[0], inputs[1][0], inputs[2][0]
+    scale = weight / torch.sqrt(node.current_var + node.eps)
+    shift = bias - node.current_mean * scale
+    falling = (scale < 0).view(1, -1, *[1] * (lower.ndim - 2))
+    if falling.any():
+        lower, upper = torch.where(falling, upper, lower), torch.where(falling, lower, upper)
+    zero, one = torch.zeros_like(shift), torch.ones_like(scale)
+    return tuple(F.batch_norm(end, zero, one, scale, shift, eps=0.0) for end in (lower, upper))  # end * scale + shift
 
 
 @contextmanager

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from auto_LiRPA import BoundedModule
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from cure_plugin.attacks import pgd_variables
 from cure_plugin.errors import SpecError
 from cure_plugin.folding import AttackNet
 from cure_plugin.sets import PerturbationSet
 from cure_plugin.training.alignment import bound_alignment, certified
-from cure_plugin.training.batch_norm import Statistics, clean_statistics, normalising_by
+from cure_plugin.training.batch_norm import clean_statistics, normalising_by
 from cure_plugin.training.losses import (
     SetLoss,
     adversarial_loss,
@@ -109,8 +108,7 @@ class CureObjective:
     """CURE's loss as a callable for any training loop: ``objective(bounded, model, x, y).loss.backward()``.
 
     All attacks are made together, one forward and one backward pass a step. Then the sets are bounded one after
-    the other; all but the last are bounded once more in the backward pass (``torch.utils.checkpoint``), so that
-    memory holds the graph of one set at a time.
+    the other.
 
     Attributes:
         sets: the sets to train for, at least one.
@@ -201,14 +199,10 @@ class CureObjective:
         results: dict[int, SetLoss] = {}
         penalty = x.new_zeros(())
         for k in inputs:
-            loss_of_set = _loss_of(self.sets[k], bounded, model, *inputs[k], scaled[k], variables[k])
-            arguments = (bounded, loss_of_set, statistics, k == watched)
-            if k == max(inputs) or not torch.is_grad_enabled():
-                result, share = self._one_set(*arguments)
-            else:
-                result, share = checkpoint(self._one_set, *arguments, use_reentrant=False, preserve_rng_state=False)
-                bounded._clear_and_set_new(None)  # nodes would keep this set's tensors while the next is bounded
-            results[k], penalty = result, penalty + share
+            with normalising_by(statistics), relu_shrinking(bounded, self.relu_shrink):
+                results[k] = _loss_of(self.sets[k], bounded, model, *inputs[k], scaled[k], variables[k])
+            if k == watched:
+                penalty = _regularizer(bounded)
         penalty = self.regularizer * (1 - scale) * penalty
         aligned = self._alignment(list(results.values()))
         loss = self._combine([result.values for result in results.values()]) + self.alignment * aligned + penalty
@@ -236,17 +230,6 @@ class CureObjective:
         """The set whose bounds the warm-up regulariser looks at."""
         bounding = [k for k in inputs if self.sets[k].loss != "adversarial"]
         return min(bounding, key=lambda k: (self.names[k] != "linf", k), default=None)
-
-    def _one_set(
-        self, bounded: BoundedModule, loss: Callable[[], SetLoss], statistics: Statistics, watched: bool
-    ) -> tuple[SetLoss, Tensor]:
-        """(a set's loss, the regulariser's penalty where this set is ``watched``)."""
-        with normalising_by(statistics), relu_shrinking(bounded, self.relu_shrink):
-            result = loss()
-        if not watched:
-            return result, result.values.new_zeros(())
-        lower, upper = next(node for node in bounded.modules() if type(node).__name__ == "BoundInput").interval[:2]
-        return result, warmup_regularizer(bounded, upper - lower)
 
     def _combine(self, losses: list[Tensor]) -> Tensor:
         if self.strategy == "joint":
@@ -284,19 +267,25 @@ def _loss_of(
     y: Tensor,
     perturbation: PerturbationSet,
     variable: Tensor,
-) -> Callable[[], SetLoss]:
-    """The loss that ``training_set`` names, of its set at present size, ready to be computed once or twice."""
+) -> SetLoss:
+    """The loss that ``training_set`` names, of its set at present size."""
     kind, mix = training_set.loss, 1.0 if training_set.mix is None else training_set.mix
     if kind in ("sabr", "sabr-box"):
         cut = perturbation.small_region if kind == "sabr" else perturbation.small_box
         centre, region = cut(x, variable, training_set.ratio)
-        return lambda: ibp_loss(bounded, centre, y, region)
+        return ibp_loss(bounded, centre, y, region)
     if kind == "ibp":
-        return lambda: ibp_loss(bounded, x, y, perturbation)
+        return ibp_loss(bounded, x, y, perturbation)
     if kind == "crown-ibp":
-        return lambda: crown_ibp_loss(bounded, x, y, perturbation, mix)
+        return crown_ibp_loss(bounded, x, y, perturbation, mix)
     if kind == "mtl-ibp":
-        return lambda: mtl_ibp_loss(bounded, model, x, y, perturbation, variable, mix)
+        return mtl_ibp_loss(bounded, model, x, y, perturbation, variable, mix)
     if kind == "cc-ibp":
-        return lambda: cc_ibp_loss(bounded, model, x, y, perturbation, variable, mix)
-    return lambda: adversarial_loss(model, x, y, perturbation, variable)
+        return cc_ibp_loss(bounded, model, x, y, perturbation, variable, mix)
+    return adversarial_loss(model, x, y, perturbation, variable)
+
+
+def _regularizer(bounded: BoundedModule) -> Tensor:
+    """The warm-up regulariser by the bounds of the set that was last bounded."""
+    lower, upper = next(node for node in bounded.modules() if type(node).__name__ == "BoundInput").interval[:2]
+    return warmup_regularizer(bounded, upper - lower)
