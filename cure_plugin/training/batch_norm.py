@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from auto_LiRPA import BoundedModule
 from auto_LiRPA.operators.base import Interval
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 Statistics = list[tuple[Any, Tensor, Tensor]]
 """(auto_LiRPA's node, mean, variance) per BatchNorm that normalises by the batch."""
@@ -58,10 +59,27 @@ def _layer_of(node: Any, model: nn.Module) -> nn.Module:
 
 def _keep_moments(found: dict[int, tuple[Tensor, Tensor]], index: int) -> Callable[[nn.Module, Any], None]:
     def hook(layer: nn.Module, inputs: Any) -> None:
-        variance, mean = torch.var_mean(inputs[0], [0, *range(2, inputs[0].ndim)], correction=0)
-        found[index] = mean, variance
+        found[index] = _Moments.apply(inputs[0])
 
     return hook
+
+
+class _Moments(torch.autograd.Function):
+    """(mean, variance) of each channel of a batch; ``torch.var_mean`` is four times slower and holds more."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        _, mean, root = torch.native_batch_norm(x, None, None, None, None, True, 0.0, 0.0)
+        ctx.save_for_backward(x, mean)
+        return mean, root.pow(-2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        count = x.numel() // x.shape[1]
+        slope = 2 * of_variance / count
+        return _affine(x, slope, of_mean / count - slope * mean)
 
 
 @contextmanager
@@ -89,8 +107,12 @@ def _interval(node: Any, *inputs: Any) -> Any:
     falling = (scale < 0).view(1, -1, *[1] * (lower.ndim - 2))
     if falling.any():
         lower, upper = torch.where(falling, upper, lower), torch.where(falling, lower, upper)
-    zero, one = torch.zeros_like(shift), torch.ones_like(scale)
-    return tuple(F.batch_norm(end, zero, one, scale, shift, eps=0.0) for end in (lower, upper))  # end * scale + shift
+    return _affine(lower, scale, shift), _affine(upper, scale, shift)
+
+
+def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x * scale + shift by channel, in one pass there and one back."""
+    return F.batch_norm(x, torch.zeros_like(shift), torch.ones_like(scale), scale, shift, eps=0.0)
 
 
 @contextmanager
