@@ -9,7 +9,16 @@ from typing import Any
 
 from cure_plugin.report.plots import load_pyplot
 
-ABLATIONS = ("scratch_clean", "ba_only", "gp_only", "gp_single", "plain_sum", "l2_attack_only", "l2_box")
+ABLATIONS = (
+    "scratch_clean",
+    "ba_only",
+    "gp_only",
+    "gp_single",
+    "plain_sum",
+    "l2_attack_only",
+    "l2_box",
+    "l2_single_box",
+)
 NAMES = {
     "linf": "linf only (SABR)",
     "l2": "l2 only",
@@ -25,6 +34,7 @@ NAMES = {
     "plain_sum": "Joint as plain sum",
     "l2_attack_only": "Max, lambda_2 = 0",
     "l2_box": "Max, l2 box of the paper",
+    "l2_single_box": "l2 only, box of the paper",
 }
 """Method -> what the tables call it."""
 
