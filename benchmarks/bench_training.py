@@ -29,7 +29,7 @@ from cure_plugin.training import CureObjective, TrainingSet
 
 SETS = (("linf=0.1", 0.4), ("l2=0.5", 0.4))
 ATTACK_STEPS = 8
-ROUNDS = 3
+ROUNDS = 6
 
 
 def seconds(action: Callable[[], Any], budget: float) -> float:
