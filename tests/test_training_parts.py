@@ -250,7 +250,9 @@ def test_leaner_intervals_are_auto_lirpas_own_with_its_gradients(
 
 @pytest.mark.parametrize("shape", [(5, 3), (5, 3, 4, 4)])
 def test_moments_and_their_gradients(shape: tuple[int, ...]) -> None:
-    x = torch.randn(shape, dtype=torch.double, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = torch.randn(shape, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    x[:, 1] = 0.5  # a channel that has died
+    x.requires_grad_()
     moments = importlib.import_module("cure_plugin.training.batch_norm")._Moments.apply
     variance, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
     assert all(torch.allclose(a, b) for a, b in zip(moments(x), (mean, variance), strict=True))

@@ -71,7 +71,7 @@ class _Moments(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         _, mean, root = torch.native_batch_norm(x, None, None, None, None, True, 0.0, 0.0)
         ctx.save_for_backward(x, mean)
-        return mean, root.pow(-2)
+        return mean, torch.where(root > 0, root.pow(-2), 0.0)  # 0 is how it says that a channel is constant
 
     @staticmethod
     @once_differentiable
