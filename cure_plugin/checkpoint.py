@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ def _load(path: str | Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises almost anything on a file that is no checkpoint
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch would advise to load it unsafely
+            reason = "it is no file of tensors and plain values, and nothing else is loaded"
         raise CheckpointError(f"cannot read checkpoint {path}: {reason}; train again or fetch it anew") from error
 
 

@@ -326,6 +326,14 @@ def test_networks_are_written_once(images: Tensor, tmp_path: Path) -> None:
         export_instances(exported("plain")[0], data, [], tmp_path, timeout=0)
 
 
+def test_an_earlier_list_does_not_outlive_its_net(images: Tensor, tmp_path: Path) -> None:
+    data = ImageData((images[:1] * 255).to(torch.uint8), torch.tensor([0]), 3)
+    export_instances(exported("plain")[0], data, [set_spec("linf=0.1")], tmp_path)
+    assert (tmp_path / "instances.csv").exists()
+    export_instances(exported("normalize")[0], data, [], tmp_path)
+    assert not (tmp_path / "instances.csv").exists()
+
+
 def test_sets_of_similar_text_get_files_of_their_own(images: Tensor, tmp_path: Path) -> None:
     data = ImageData((images[:1] * 255).to(torch.uint8), torch.tensor([0]), 3)
     specs = [set_spec(text) for text in ("R(-5,10)", "R(5,10)", "l2=0.5")] + [LpBallSpec("l2", "0.5", None)]

@@ -62,10 +62,88 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
             export_onnx(nn.Sequential(layer, nn.Flatten(), nn.Linear(64, 3)), (1, 8, 8), tmp_path / "x.onnx")
     with pytest.raises(SpecError, match="cannot fold"):
         export_onnx(nn.Sequential(nn.ReLU(), shifted_batch_norm(1)).eval(), (1, 8, 8), tmp_path / "x.onnx")
+    mirrored = nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect")
+    with pytest.raises(SpecError, match="padding must be numbers"):
+        export_onnx(
+            nn.Sequential(mirrored, shifted_batch_norm(2), nn.Flatten(), nn.Linear(128, 3)).eval(),
+            (1, 8, 8),
+            tmp_path / "x.onnx",
+        )
+    spoiled = small_net("plain")
+    with torch.no_grad():
+        next(spoiled.parameters()).fill_(math.nan)
+    for net, message in (
+        (nn.Sequential(), "must end in"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3)), "must end in"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(9, 3)), "does not take inputs of shape"),
+        (spoiled, "not finite"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            export_onnx(net, (1, 8, 8), tmp_path / "x.onnx")
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         export_onnx(small_net("plain"), (1, 8, 8), tmp_path / "file" / "x.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_export_leaves_a_net_in_training_as_it_is(images: Tensor, tmp_path: Path) -> None:
+    net = small_net("conv-batch-norm").train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    export_onnx(net, (1, 8, 8), tmp_path / "net.onnx")
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items()) and net.training
+    assert parity(net.eval(), tmp_path / "net.onnx", images) < 1e-4
+
+
+def test_the_reader_takes_other_hands_too() -> None:
+    text = """\ufeff; written by someone else
+    (set-logic QF_LRA) (declare-const X_0 Real) (declare-const Y_0 Real) (declare-const Y_1 Real)
+    (assert (<= X_0 1.)) (assert (>= X_0 +.5)) (assert (= Y_0 2.5e-1)) (assert (or (and (<= (* Y_1 (- 2.0)) 3))))
+    (check-sat)
+    """
+    query = Query(text.removeprefix("\ufeff"))
+    (case,) = query.cases()
+    assert (case.lower, case.upper) == (0.5, 1.0)
+    assert query.satisfied(np.array([0.7]), np.array([0.25, -1.5]))
+    assert not query.satisfied(np.array([0.7]), np.array([0.26, -1.5]))
+    assert not query.satisfied(np.array([0.7]), np.array([0.24, -1.5]))
+    assert not query.satisfied(np.array([0.7]), np.array([0.25, -1.6]))
+    ((linear, other, last),) = case.alternatives
+    assert (linear.coefficients, linear.bound) == ({0: 1.0}, 0.25)
+    assert (other.coefficients, other.bound) == ({0: -1.0}, -0.25)
+    assert (last.coefficients, last.bound) == ({1: -2.0}, 3.0)
+    assert Query(text[1:] + "(assert (or))").cases() == []
+
+
+def test_a_byte_order_mark_is_no_token(tmp_path: Path) -> None:
+    text = vnnlib_text(Property((1, 1), ((np.zeros(1), np.ones(1)),), 0, 2))
+    (tmp_path / "p.vnnlib").write_text("\ufeff" + text)
+    assert read_query(tmp_path / "p.vnnlib").inputs == 1
+
+
+def test_shapes_and_indices_with_blanks() -> None:
+    text = """(vnnlib-version <2.0>)
+    (declare-network N (declare-input X Real [1, 2]) (declare-output Y Real [1,1]))
+    (assert (<= X[0, 1] 1.0)) (assert (>= X[0,1] 0.0)) (assert (<= X[0,0] 2.0)) (assert (>= X[0,0] 0.0))
+    (assert (>= Y[0,0] 1.0))
+    """
+    assert Query(text).box()[1].tolist() == [2.0, 1.0]
+    for old, new, message in (
+        ("<2.0>", "<3.0>", "unknown form"),
+        ("[1, 2]", "[99999, 99999]", "more than"),
+        ("[1, 2]", f"[{'9' * 5000}]", "fixed size"),
+    ):
+        with pytest.raises(DataError, match=message):
+            Query(text.replace(old, new))
+
+
+def test_files_that_multiply_out_are_refused() -> None:
+    inputs = range(20)
+    lines = [f"(declare-const X_{i} Real)" for i in inputs] + ["(declare-const Y_0 Real)", "(assert (<= Y_0 0.0))"]
+    lines += [f"(assert (or (and (>= X_{i} 0) (<= X_{i} 1)) (and (>= X_{i} 2) (<= X_{i} 3))))" for i in inputs]
+    with pytest.raises(DataError, match="multiply out"):
+        Query("\n".join(lines)).cases()
+    with pytest.raises(DataError, match="unknown form"):
+        Query(f"(declare-const X_{'9' * 5000} Real)")
 
 
 def test_a_corrupt_onnx_file_is_named(tmp_path: Path) -> None:

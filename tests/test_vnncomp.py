@@ -152,6 +152,10 @@ def name_of(instances: dict[str, Any], verdict: str) -> str:
     return next(name for name, entry in instances.items() if entry["verdict"] == verdict)
 
 
+def claimed(root: Path, verdict: str) -> str:
+    return name_of(json.loads((root / "metadata.json").read_text())["instances"], verdict)
+
+
 def spoil_witness(root: Path) -> None:
     path = next((root / "witnesses").iterdir())
     path.write_text(path.read_text().replace("(X_0 ", "(X_0 7"))
@@ -214,6 +218,25 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "strange operator": (lambda r: add_softmax(r / "onnx/net.onnx"), "uses Softmax"),
     "shapes": (lambda r: shutil.copy(other_net(r), r / "onnx/net.onnx"), "its network"),
+    "no number": (
+        lambda r: edit_json(r / "metadata.json", lambda e: e[name_of(e, "robust")].update(margin="abc")),
+        "without a certificate",
+    ),
+    "empty box": (
+        lambda r: (r / first_file(r, "vnnlib")).write_text(
+            (r / first_file(r, "vnnlib")).read_text() + "(assert (>= X_0 9.0))\n"
+        ),
+        "holds for no input",
+    ),
+    "metadata a folder": (
+        lambda r: ((r / "metadata.json").unlink(), (r / "metadata.json").mkdir()),
+        "metadata.json cannot be read",
+    ),
+    "link to nothing": (lambda r: (r / "more.txt").symlink_to("nowhere"), "more.txt is a link"),
+    "junk beside a claim": (
+        lambda r: (r / "witnesses" / f"{claimed(r, 'robust')}.txt").write_text("junk"),
+        "has a witness that cannot be read",
+    ),
     "wrong version": (
         lambda r: shutil.copy(r / first_file(r, "vnnlib"), r / "2.0" / f"{first_file(r, 'vnnlib')}.gz"),
         "cannot read",
@@ -371,6 +394,10 @@ def test_one_name_for_two_networks_is_no_name(tmp_path: Path) -> None:
 
 
 def test_results_files_of_other_forms(tmp_path: Path) -> None:
+    for text in ("sat ((x_0 1) (x_1 2))", "sat ((X[0,1] 2) (X[0,0] 1))"):
+        (tmp_path / "r.txt").write_text(text)
+        inputs = read_answer(tmp_path / "r.txt").inputs
+        assert inputs is not None and inputs.tolist() == [1, 2]
     for text, result in (("holds\n", "unsat"), ("violated\n((X_0 1e-3)\n(Y_0 -2.5E1))", "sat"), ("timeout", "timeout")):
         (tmp_path / "r.txt").write_text(text)
         assert read_answer(tmp_path / "r.txt").result == result
@@ -378,6 +405,8 @@ def test_results_files_of_other_forms(tmp_path: Path) -> None:
         ("maybe", "starts with 'maybe'"),
         ("sat\n((X_1 0.5))", "values of X are missing"),
         ("sat\n((X_0 abc))", "no number"),
+        ("sat\n((X_0 1) (X_0 2))", "given twice"),
+        ("sat\n((X_0 1) (X[0,1] 2))", "different lengths"),
     ):
         (tmp_path / "r.txt").write_text(text)
         with pytest.raises(DataError, match=message):
@@ -396,6 +425,20 @@ def test_check_writes_results(root: Path, tmp_path: Path, capsys: pytest.Capture
     assert "CONTRADICTION" in capsys.readouterr().out
     with pytest.raises(DataError, match="holds no results file"):
         check(root / "instances.csv", tmp_path)
+
+
+def test_a_generator_says_what_is_wrong_in_a_line(root: Path) -> None:
+    spec = (root / "spec.yaml").read_text()
+    for text, seed, message in (
+        (spec.replace("timeout", "time"), "1", "timeout"),
+        (f"{spec}\nday: 2024-13-45\n", "1", "month"),
+        (spec.replace("hard: 3", "hard: some"), "1", "hard in spec.yaml"),
+        (spec, "\u00b2", "usage"),
+    ):
+        (root / "spec.yaml").write_text(text)
+        command = [sys.executable, "-I", "generate_properties.py", seed]
+        run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        assert run.returncode == 1 and message in run.stderr and "Traceback" not in run.stderr
 
 
 # -- verifiers ----------------------------------------------------------------------------------
@@ -454,6 +497,19 @@ def test_a_tool_that_is_wrong_is_a_failure(root: Path, tool: Callable[..., str],
     assert capsys.readouterr().out.count("no counterexample is given") == 12
 
 
+def test_a_contradiction_shows_in_every_tree_and_after_resuming(
+    root: Path, tool: Callable[..., str], tmp_path: Path
+) -> None:
+    shutil.rmtree(root / "witnesses")
+    verifier = find_verifier(tool("unsat"))
+    assert sum(run.contradicts for run in verify(root / "2.0" / "instances.csv", verifier, tmp_path / "a")) == 3
+    metadata = (root / "metadata.json").read_text()
+    (root / "metadata.json").unlink()
+    assert not any(run.contradicts for run in verify(root / "instances.csv", verifier, tmp_path / "b"))
+    (root / "metadata.json").write_text(metadata)
+    assert sum(run.contradicts for run in verify(root / "instances.csv", verifier, tmp_path / "b")) == 3
+
+
 def test_runs_resume(root: Path, tool: Callable[..., str], tmp_path: Path) -> None:
     verifier, out = find_verifier(tool("unknown")), tmp_path / "v"
     first = verify(root / "instances.csv", verifier, out)
@@ -464,6 +520,75 @@ def test_runs_resume(root: Path, tool: Callable[..., str], tmp_path: Path) -> No
     assert len((tmp_path / "calls").read_text().splitlines()) == 7
     with pytest.raises(DataError, match="another verifier or list"):
         verify(root / "instances.csv", find_verifier(tool("timeout")), out)
+
+
+def test_what_cannot_be_replayed_is_no_contradiction(tmp_path: Path, tool: Callable[..., str], capsys: Any) -> None:
+    """A net that takes float64: onnxruntime refuses our float32 point, and the run goes on and says so."""
+    import onnx
+
+    line_net(tmp_path / "r", -1.0)
+    model = onnx.load(tmp_path / "r" / "net.onnx")
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    model.graph.node.insert(0, onnx.helper.make_node("Cast", ["X"], ["x"], to=onnx.TensorProto.FLOAT))
+    model.graph.node[1].input[0] = "x"
+    (tmp_path / "r" / "net.onnx").write_bytes(model.SerializeToString())
+    write_instances(tmp_path / "r" / "instances.csv", [Instance("net.onnx", "p.vnnlib", 5)])
+    command = ["verify", str(tmp_path / "r" / "instances.csv"), "--verifier", tool("sat ((X_0 0.5))")]
+    assert main([*command, "--out", str(tmp_path / "v")]) == 0
+    assert "cannot be replayed" in capsys.readouterr().out
+
+
+def test_weights_in_another_file(tmp_path: Path, tool: Callable[..., str]) -> None:
+    import onnx
+
+    line_net(tmp_path / "r", -1.0)
+    model = onnx.load(tmp_path / "r" / "net.onnx")
+    path = tmp_path / "r" / "net.onnx"
+    onnx.save_model(model, path, save_as_external_data=True, location="net.data", size_threshold=0)
+    write_instances(tmp_path / "r" / "instances.csv", [Instance("net.onnx", "p.vnnlib", 5)])
+    (run,) = verify(tmp_path / "r" / "instances.csv", find_verifier(tool("sat ((X_0 0.5))")), tmp_path / "v")
+    assert run.result == "sat" and not run.contradicts and not run.message
+    (run,) = verify(tmp_path / "r" / "instances.csv", find_verifier("cure"), tmp_path / "w")
+    assert run.result == "sat" and not run.contradicts
+    (tmp_path / "r" / "net.data").unlink()
+    (run,) = verify(tmp_path / "r" / "instances.csv", find_verifier("cure"), tmp_path / "x")
+    assert run.result == "error" and "cannot unpack" in run.message
+
+
+def test_a_torn_file_is_one_error(root: Path, tool: Callable[..., str], tmp_path: Path) -> None:
+    tree = root / "2.0"
+    listed = read_instances(tree / "instances.csv")[:2]
+    write_instances(tree / "instances.csv", listed)
+    shrink(tree, listed[0].vnnlib)
+    answered = "sat" if (root / "witnesses" / f"{listed[1].name}.txt").exists() else "unknown"
+    runs = verify(tree / "instances.csv", find_verifier(tool("unknown")), tmp_path / "v")
+    assert [run.result for run in runs] == ["error", answered] and "cannot unpack" in runs[0].message
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("name: 2024-13-45\nrun: [a]", "month must be"),
+        (f"name: a\nrun: [0x{'f' * 6000}]", "digits"),
+        ("name: a\nrun: [b]\ngrace: .inf", "grace must be finite"),
+        ("name: a\nrun: [b]\ngrace: soon", "grace must be a number"),
+    ],
+)
+def test_verifier_files_that_make_no_sense(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "v.yaml").write_text(text)
+    with pytest.raises((SpecError, DataError), match=message):
+        find_verifier(str(tmp_path / "v.yaml"))
+
+
+@pytest.mark.parametrize("more", [{"environment": {"A=B": "1"}}, {"folder": "a\0"}, {"prepare": ["\ud800"]}])
+def test_commands_that_no_process_can_be_given(
+    more: dict[str, Any], root: Path, tool: Callable[..., str], tmp_path: Path
+) -> None:
+    write_instances(root / "instances.csv", read_instances(root / "instances.csv")[:1])
+    (run,) = verify(root / "instances.csv", find_verifier(tool("unknown", **more)), tmp_path / "v")
+    assert run.result == "error" and run.message
+    with pytest.raises(SpecError, match="jobs must be >= 1"):
+        verify(root / "instances.csv", find_verifier("cure"), tmp_path / "w", jobs=0)
 
 
 def test_a_tool_that_fails_or_hangs(root: Path, tool: Callable[..., str], tmp_path: Path) -> None:

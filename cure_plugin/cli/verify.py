@@ -21,7 +21,8 @@ def _interrupt(*_: object) -> None:
 def verify(options: argparse.Namespace) -> int:
     """Ask a verifier about every instance."""
     verifier = find_verifier(options.verifier)
-    signal.signal(signal.SIGTERM, _interrupt)  # so that no tool outlives us
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _interrupt)  # so that no tool outlives us
     runs = run.verify(options.instances, verifier, options.out, options.jobs, progress=True)
     code = _report(runs)
     if all(one.result == "error" for one in runs):

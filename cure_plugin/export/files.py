@@ -11,7 +11,7 @@ import onnx
 from torch import Tensor, nn
 
 from cure_plugin.datasets import ImageData
-from cure_plugin.errors import SpecError
+from cure_plugin.errors import OutputError, SpecError
 from cure_plugin.export.abcrown import write_abcrown
 from cure_plugin.export.encodings import Encoding, default_encoding, encode
 from cure_plugin.export.onnx_net import onnx_model
@@ -51,6 +51,10 @@ def export_instances(
     plain = onnx_model(net, data.shape)
     x, y = data.batch(slice(0, len(data)))
     firsts = [_first(plain, x[0], int(y[0]), spec, encoding, version) for spec in sets]  # before anything is written
+    try:
+        (folder / "instances.csv").unlink(missing_ok=True)  # an earlier list would speak of the new net
+    except OSError as error:
+        raise OutputError(f"cannot replace {folder / 'instances.csv'}: {error}; choose another folder") from error
     written = {_digest(plain): "model.onnx"}
     write_model(plain, folder / "onnx" / "model.onnx")
     instances = []

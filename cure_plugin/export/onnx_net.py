@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,21 @@ def export_onnx(net: nn.Sequential, input_shape: tuple[int, ...], path: str | Pa
     """Write ``net`` to ``path`` as :func:`onnx_model` makes it.
 
     Raises:
-        SpecError: a layer with no translation; the message names it.
+        SpecError: see :func:`onnx_model`.
         OutputError: the file cannot be written.
     """
     write_model(onnx_model(net, input_shape), path)
 
 
 def onnx_model(net: nn.Sequential, input_shape: tuple[int, ...]) -> onnx.ModelProto:
-    """``net`` (eval mode) with input ``X`` (1, *input_shape) and output ``Y``.
+    """``net`` (as it is in eval mode) with input ``X`` (1, *input_shape) and output ``Y``.
 
     BatchNorm is folded into the convolution or linear layer before it (a BatchNorm on the input becomes
     a 1 x 1 convolution), all weights lie inside the model, and it passes ``onnx.checker``.
 
     Raises:
-        SpecError: a layer with no translation; the message names it.
+        SpecError: a layer with no translation, weights that are not finite (the message names the layer), or a net that
+            does not map ``input_shape`` to (1, classes).
     """
     nodes: list[onnx.NodeProto] = []
     tensors: list[onnx.TensorProto] = []
@@ -46,14 +48,27 @@ def onnx_model(net: nn.Sequential, input_shape: tuple[int, ...]) -> onnx.ModelPr
         kind, attributes, parameters = _translate(layer)
         names = [f"{name}{number}" for name in parameters]
         tensors += [
-            numpy_helper.from_array(_stored(value), name)
+            numpy_helper.from_array(_stored(value, layer), name)
             for name, value in zip(names, parameters.values(), strict=True)
         ]
         nodes.append(helper.make_node(kind, [current, *names], [output], name=f"{kind}_{number}", **attributes))
         current = output
-    with torch.no_grad():
-        classes = net(torch.zeros(1, *input_shape, dtype=next(net.parameters()).dtype)).shape[1]
-    return make_model(nodes, tensors, (1, *input_shape), classes)
+    return make_model(nodes, tensors, (1, *input_shape), _classes(net, input_shape))
+
+
+def _classes(net: nn.Sequential, input_shape: tuple[int, ...]) -> int:
+    """How many outputs the net has."""
+    probe = copy.deepcopy(net).cpu().eval()
+    x = torch.zeros(1, *input_shape, dtype=next((p.dtype for p in probe.parameters()), torch.float32))
+    try:
+        with torch.no_grad():
+            shape = tuple(probe(x).shape)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise SpecError(f"the net does not take inputs of shape {input_shape}: {reason}") from error
+    if len(net) == 0 or len(shape) != 2:
+        raise SpecError(f"the net maps an input to shape {shape}; it must end in (1, classes), e.g. Flatten, Linear")
+    return shape[1]
 
 
 def fold_batch_norm(net: nn.Sequential) -> list[nn.Module]:
@@ -89,24 +104,10 @@ def _scaled_outputs(layer: nn.Conv2d | nn.Linear, scale: Tensor, shift: Tensor) 
     """A copy of ``layer`` whose outputs are multiplied by ``scale`` and moved by ``shift``."""
     weight = layer.weight.detach().double()
     bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.detach().double()
-    folded: nn.Conv2d | nn.Linear
-    if isinstance(layer, nn.Conv2d):
-        folded = nn.Conv2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,  # type: ignore[arg-type]
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            layer.dilation,  # type: ignore[arg-type]
-            layer.groups,
-        )
-    else:
-        folded = nn.Linear(layer.in_features, layer.out_features)
-    folded.to(layer.weight.device)
+    folded = copy.deepcopy(layer)
     with torch.no_grad():
         folded.weight.copy_(weight * scale.view(-1, *[1] * (weight.ndim - 1)))
-        assert folded.bias is not None
-        folded.bias.copy_(bias * scale + shift)
+    folded.bias = nn.Parameter((bias * scale + shift).to(layer.weight.dtype))
     return folded
 
 
@@ -149,8 +150,10 @@ def _translate(layer: nn.Module) -> tuple[str, dict[str, Any], dict[str, Tensor]
     )
 
 
-def _stored(value: Tensor) -> np.ndarray:
+def _stored(value: Tensor, layer: nn.Module) -> np.ndarray:
     """Weights as float32, shapes as they are."""
+    if not bool(torch.isfinite(value).all()):
+        raise SpecError(f"cannot export {layer}: its weights (or a BatchNorm folded into them) are not finite")
     value = value.detach().cpu().contiguous()
     return np.asarray(value.float().numpy() if value.is_floating_point() else value.numpy())
 

@@ -168,8 +168,8 @@ def read_sets(path: str | Path) -> list[SetSpec]:
     """
     try:
         content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
         raise SpecError(f"cannot read sets from {path}: {reason}; give a list such as [linf=0.1, R(10)]") from error
     listed = content.get("sets") if isinstance(content, Mapping) else content
     if not isinstance(listed, list) or not listed:

@@ -250,7 +250,7 @@ def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
 def _parsed(name: str, text: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise SpecError(f"recipe {name} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise SpecError(f"recipe {name} must be a mapping of keys to values, got {type(values).__name__}")

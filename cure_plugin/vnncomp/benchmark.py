@@ -51,7 +51,9 @@ def faults(folder: Path) -> list[str]:
 def _sizes(folder: Path) -> Iterator[str]:
     total = 0
     for path in folder.rglob("*"):
-        if path.is_file():
+        if path.is_symlink():
+            yield f"{path.relative_to(folder)} is a link; put the file itself there"
+        elif path.is_file():
             total += path.stat().st_size
             if path.stat().st_size > _LARGEST_FILE * 1e6:
                 yield f"{path.relative_to(folder)} is larger than {_LARGEST_FILE} MB"
@@ -113,7 +115,8 @@ def _property_faults(path: Path, version: str, sizes: tuple[int, int]) -> Iterat
     if ("declare-network" in read_text(path)) != (version == "2.0"):
         yield f"{path.name} is not of version {version}"
     elif version == "1.0":
-        query.cases()
+        if not query.cases():
+            yield f"{path.name} holds for no input: a lower bound lies above its upper bound, or nothing is asked"
     else:
         yield from _type_faults(path)
 
@@ -135,7 +138,7 @@ def _verdict_faults(folder: Path) -> Iterator[str]:
     try:
         entries: dict[str, Any] = json.loads((folder / "metadata.json").read_text())["instances"]
         strata = {entry.get("stratum") for entry in entries.values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         yield f"metadata.json cannot be read: {error!r}"
         return
     instances = {one.name: one for one in read_instances(folder / "instances.csv")}
@@ -165,10 +168,16 @@ def _entry_faults(folder: Path, one: Instance, entry: dict[str, Any], network: N
         if fault:
             yield f"the witness of {one.name} does not replay: {fault}"
     elif verdict == "robust":
-        if not entry.get("stage") or not float(entry.get("margin") or 0) > 0:
+        margin = entry.get("margin")
+        if not entry.get("stage") or not isinstance(margin, int | float) or not margin > 0:
             yield f"{one.name} is called robust, without a certificate"
-        points = [_middle(read_query(folder / one.vnnlib)), *([read_answer(witness)] if witness.is_file() else [])]
-        if not all(fault_of(network, read_query(folder / one.vnnlib), point) for point in points):
+        query = read_query(folder / one.vnnlib)
+        points = [_middle(query)]
+        try:
+            points += [read_answer(witness)] if witness.exists() else []
+        except CureError as error:
+            yield f"{one.name} is called robust, and has a witness that cannot be read: {error}"
+        if not all(fault_of(network, query, point) for point in points):
             yield f"{one.name} is called robust, but there is a counterexample"
     elif verdict != "unknown":
         yield f"{one.name} has the verdict {verdict!r}; known: robust, violated, unknown"
@@ -182,7 +191,10 @@ def _middle(query: Query) -> Answer:
 
 def _generator_faults(folder: Path) -> Iterator[str]:
     """Run the generator again, in a copy, with the seed of ``metadata.json``: the same files have to come out."""
-    seed = str(json.loads((folder / "metadata.json").read_text()).get("seed"))
+    try:
+        seed = str(json.loads((folder / "metadata.json").read_text()).get("seed"))
+    except (OSError, ValueError, AttributeError):
+        return  # said before
     with tempfile.TemporaryDirectory(prefix="cure-bench-") as scratch:
         copy = Path(scratch) / folder.resolve().name
         shutil.copytree(folder, copy)

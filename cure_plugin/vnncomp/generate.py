@@ -76,6 +76,9 @@ def read_root(folder: Path) -> Root:
         with np.load(folder / "candidates.npz", allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         nets = {name: read_model(folder / "onnx" / name) for name in spec["nets"]}
+        for key, number in (("timeout", spec["timeout"]), *((s, spec["strata"][s]) for s in STRATA)):
+            if not isinstance(number, int | float) or not number >= 0:
+                raise ValueError(f"{key} in spec.yaml must be a number >= 0, got {number!r}")
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, zipfile.BadZipFile) as error:
         raise DataError(f"{folder} is no benchmark root: {error}") from error
     return Root(spec, candidates, arrays, nets)

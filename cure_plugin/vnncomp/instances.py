@@ -67,6 +67,8 @@ def read_instances(path: str | Path) -> list[Instance]:
         raise DataError(f"cannot read {path}: {error}") from error
     instances = []
     for number, row in enumerate(rows, 1):
+        if not row:
+            continue
         try:
             onnx, vnnlib, timeout = (value.strip() for value in row)
             instance = Instance(onnx, vnnlib, float(timeout))

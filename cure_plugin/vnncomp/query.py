@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from cure_plugin.errors import DataError
 from cure_plugin.vnncomp.property import Box
 
 _TOKEN = re.compile(r"[()]|[^\s()]+")
-_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _OPERATIONS: dict[str, Callable[[float, float], float]] = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
@@ -28,6 +29,9 @@ _ROUNDING = 1e-6
 
 _DEEPEST = 100
 """Nesting of parentheses that is read; no file in use comes near it."""
+
+_MOST_VARIABLES, _MOST_CASES = 10_000_000, 100_000
+"""Of a network, and of boxes or alternatives that one file may multiply out to."""
 
 Form = str | list[Any]
 """A token, or a list of forms."""
@@ -71,7 +75,8 @@ class Query:
         self._index: dict[str, tuple[str, int]] = {}
         self._assertions: list[Form] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for form in self._forms(re.sub(r";[^\n]*", "", text)):
+        text = re.sub(r";[^\n]*", "", text)
+        for form in self._forms(re.sub(r"\[[^\[\]()]*\]", lambda found: "".join(found[0].split()), text)):
             self._declare(form)
         if {kind for kind, _ in self._index.values()} != {"X", "Y"} or not self._assertions:
             raise self._fault("it declares no inputs X, no outputs Y or asserts nothing")
@@ -111,12 +116,14 @@ class Query:
         match form:
             case ["assert", body]:
                 self._assertions.append(body)
-            case ["declare-const", str(name), "Real"] if re.fullmatch(r"[XY]_\d+", name):
+            case ["declare-const", str(name), "Real"] if re.fullmatch(r"[XY]_\d{1,9}", name):
                 self._index[name] = (name[0], int(name[2:]))
             case ["declare-network", _, *parts]:
                 for part in parts:
                     self._declare_tensor(part)
-            case ["vnnlib-version", _]:
+            case ["vnnlib-version", str(version)] if re.fullmatch(r"<[12]\.\d+>", version):
+                pass
+            case ["set-logic", _] | ["check-sat"]:
                 pass
             case _:
                 raise self._fault(f"unknown form {str(form)[:60]}")
@@ -125,10 +132,12 @@ class Query:
         match form:
             case ["declare-input" | "declare-output" as side, str(name), _, str(size)]:
                 kind = "X" if side == "declare-input" else "Y"
-                numbers = re.fullmatch(r"\[(\d+(?:,\d+)*)\]", size)
+                numbers = re.fullmatch(r"\[(\d{1,9}(?:,\d{1,9})*)\]", size)
                 if numbers is None or kind in self.shapes:
                     raise self._fault(f"one input and one output of fixed size are supported, got {size} for {name}")
                 self.shapes[kind] = tuple(int(n) for n in numbers[1].split(","))
+                if math.prod(self.shapes[kind]) > _MOST_VARIABLES:
+                    raise self._fault(f"{name} has more than {_MOST_VARIABLES} values: {size}")
                 for flat, index in enumerate(np.ndindex(*self.shapes[kind])):
                     self._index[f"{name}[{','.join(map(str, index))}]"] = (kind, flat)
             case _:
@@ -159,21 +168,21 @@ class Query:
                 return all(self._holds(part, values, tolerance) for part in parts)
             case ["or", *parts]:
                 return any(self._holds(part, values, tolerance) for part in parts)
-            case ["<=" | ">=" as relation, left, right]:
+            case ["<=" | ">=" | "=" | "==" as relation, left, right]:
                 one, other = self._value(left, values), self._value(right, values)
                 difference, slack = one - other, tolerance
-                if len(set(self._outputs_in(form))) > 1:
+                if len({name for name in self._variables_in(form) if self._index[name][0] == "Y"}) > 1:
                     slack = min(tolerance, _ROUNDING * max(1.0, abs(one), abs(other)))
-                return difference <= slack if relation == "<=" else difference >= -slack
+                return (relation == ">=" or difference <= slack) and (relation == "<=" or difference >= -slack)
             case _:
                 raise self._fault(f"unknown assertion {str(form)[:60]}")
 
-    def _outputs_in(self, form: Form) -> Iterator[str]:
-        """The outputs that a term speaks of."""
+    def _variables_in(self, form: Form) -> Iterator[str]:
+        """The inputs and outputs that a term speaks of."""
         if not isinstance(form, str):
             for part in form[1:]:
-                yield from self._outputs_in(part)
-        elif self._index.get(form, ("", 0))[0] == "Y":
+                yield from self._variables_in(part)
+        elif form in self._index:
             yield form
 
     def _value(self, form: Form, values: dict[str, np.ndarray]) -> float:
@@ -209,6 +218,8 @@ class Query:
         for form in self._assertions:
             parts = form[1:] if isinstance(form, list) and form[:1] == ["or"] else [form]
             disjuncts = [list(self._atoms(part)) for part in parts]
+            if len(disjuncts) * sum(len(case.alternatives) for case in cases) > _MOST_CASES:
+                raise self._fault(f"its disjunctions multiply out to more than {_MOST_CASES} boxes or alternatives")
             if all(kind == "Y" for atoms in disjuncts for kind, _ in atoms):
                 added = tuple(tuple(linear for _, linear in atoms) for atoms in disjuncts)
                 cases = [_with_alternatives(case, added) for case in cases]
@@ -217,7 +228,9 @@ class Query:
         for case in cases:
             if not (np.isfinite(case.lower).all() and np.isfinite(case.upper).all()):
                 raise self._fault("an input has no lower or no upper bound")
-        return [case for case in cases if (case.lower <= case.upper).all()]  # no input lies in the others
+        return [
+            case for case in cases if case.alternatives and (case.lower <= case.upper).all()
+        ]  # the others are empty
 
     def box(self) -> Box:
         """The only input box.
@@ -236,6 +249,9 @@ class Query:
             case ["and", *parts]:
                 for part in parts:
                     yield from self._atoms(part)
+            case ["=" | "==", left, right]:
+                for relation in ("<=", ">="):
+                    yield from self._atoms([relation, left, right])
             case ["<=" | ">=" as relation, left, right]:
                 sign = 1.0 if relation == "<=" else -1.0
                 found: dict[tuple[str, int], float] = {}
@@ -263,8 +279,11 @@ class Query:
                 return self._collect(only, -factor, into)
             case ["-", first, *rest]:
                 return self._collect(first, factor, into) + sum(self._collect(part, -factor, into) for part in rest)
-            case ["*", str(one), other] if one not in self._index:
-                return self._collect(other, factor * self._number(one), into)
+            case ["*", *parts] if parts:
+                varying = [part for part in parts if any(self._variables_in(part))]
+                scale = math.prod(self._value(part, {}) for part in parts if part not in varying) * factor
+                if len(varying) <= 1:
+                    return self._collect(varying[0], scale, into) if varying else scale
         raise self._fault(f"{str(form)[:60]} is not linear: only box inputs can be handed to this verifier")
 
     def _narrowed(self, case: Case, atoms: Sequence[tuple[str, Linear]]) -> Case:
@@ -306,6 +325,6 @@ def read_text(path: str | Path) -> str:
     """
     try:
         content = Path(path).read_bytes()
-        return (gzip.decompress(content) if str(path).endswith(".gz") else content).decode()
+        return (gzip.decompress(content) if str(path).endswith(".gz") else content).decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from error

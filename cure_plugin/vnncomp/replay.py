@@ -22,7 +22,7 @@ OUTPUT_TOLERANCE = 1e-3
 RESULTS = ("sat", "unsat", "unknown", "timeout", "error")
 """What a verifier can answer; ``unsat``: the property holds."""
 
-_ASSIGNMENT = re.compile(r"\(\s*([XY])_(\d+)\s+([^\s()]+)\s*\)")
+_ASSIGNMENT = re.compile(r"\(\s*([XY])(?:_(\d{1,9})|\[([\d,\s]{1,99})\])\s+([^\s()]+)\s*\)", re.IGNORECASE)
 _SYNONYMS = {"violated": "sat", "holds": "unsat", "run_instance_timeout": "timeout", "no_result_in_file": "error"}
 
 
@@ -38,26 +38,38 @@ class Answer:
 def read_answer(path: str | Path) -> Answer:
     """A results file: the result on the first line, then ``((X_0 0.5) ... (Y_0 1.25) ...)``; plain or ``.gz``.
 
+    Variables may have VNNLIB 2.0's names too, ``X[0,0]``.
+
     Raises:
-        DataError: it cannot be read, says something else, or its values have gaps or are no numbers.
+        DataError: it cannot be read, says something else, or its values have gaps, come twice or are no numbers.
     """
     text = read_text(path).strip()
     word = re.split(r"[\s(]", text, maxsplit=1)[0].lower()
     result = _SYNONYMS.get(word, word)
     if result not in RESULTS:
         raise DataError(f"{path} starts with {word[:40]!r}; expected one of {', '.join(RESULTS)}")
-    values: dict[str, dict[int, float]] = {"X": {}, "Y": {}}
-    for kind, number, value in _ASSIGNMENT.findall(text):
+    values: dict[str, dict[tuple[int, ...], float]] = {"X": {}, "Y": {}}
+    for name, number, indices, value in _ASSIGNMENT.findall(text):
+        kind = name.upper()
         try:
-            values[kind][int(number)] = float(value)
+            index = tuple(map(int, (indices or number).split(",")))
+            if index in values[kind]:
+                raise DataError(f"{path}: {kind} {index} is given twice")
+            values[kind][index] = float(value)
         except ValueError as error:
-            raise DataError(f"{path}: {kind}_{number} is {value!r}, no number") from error
-    arrays = {}
-    for kind, found in values.items():
-        if sorted(found) != list(range(len(found))):
-            raise DataError(f"{path}: values of {kind} are missing")
-        arrays[kind] = np.array([found[i] for i in range(len(found))]) if found else None
-    return Answer(result, arrays["X"], arrays["Y"])
+            raise DataError(f"{path}: {kind} {indices or number} is {value!r}, no number") from error
+    return Answer(result, *(_flat(found, f"{path}: values of {kind}") for kind, found in values.items()))
+
+
+def _flat(found: dict[tuple[int, ...], float], what: str) -> np.ndarray | None:
+    """Values by index as an array in row-major order."""
+    if not found:
+        return None
+    if len({len(index) for index in found}) > 1:
+        raise DataError(f"{what} have indices of different lengths")
+    if len(found) != math.prod(max(along) + 1 for along in zip(*found, strict=True)):
+        raise DataError(f"{what} are missing")
+    return np.array([found[index] for index in sorted(found)])
 
 
 def answer_text(answer: Answer) -> str:
@@ -73,7 +85,7 @@ class Network:
     """An ONNX file on onnxruntime's CPU provider: flattened input to flattened output, float32.
 
     Raises:
-        CheckpointError: the file cannot be loaded, or has several inputs.
+        CheckpointError: the file cannot be loaded, has several inputs or sizes left open (but the batch's).
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -86,12 +98,23 @@ class Network:
         if len(self._session.get_inputs()) != 1:
             raise CheckpointError(f"{path} has {len(self._session.get_inputs())} inputs; one is supported")
         self._input = self._session.get_inputs()[0]
-        self.shape = tuple(1 if not isinstance(n, int) else n for n in self._input.shape)
+        sizes = self._input.shape
+        if not sizes or not all(isinstance(size, int) for size in sizes[1:]):
+            raise CheckpointError(f"{path} takes inputs of shape {sizes}; only the first size may be left open")
+        self.shape = (sizes[0] if isinstance(sizes[0], int) else 1, *sizes[1:])
 
     def __call__(self, point: np.ndarray) -> np.ndarray:
-        """Outputs, float64."""
+        """Outputs, float64.
+
+        Raises:
+            CheckpointError: onnxruntime cannot run the net on a float32 input of its shape.
+        """
         x = point.astype(np.float32).reshape(self.shape)
-        return np.asarray(self._session.run(None, {self._input.name: x})[0], dtype=np.float64).ravel()
+        try:
+            outputs = self._session.run(None, {self._input.name: x})[0]
+        except Exception as error:  # onnxruntime's own exceptions share no public base
+            raise CheckpointError(f"onnxruntime cannot run the net: {str(error).splitlines()[0]}") from error
+        return np.asarray(outputs, dtype=np.float64).ravel()
 
 
 def fault_of(network: Network, query: Query, answer: Answer) -> str | None:

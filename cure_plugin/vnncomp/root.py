@@ -40,12 +40,16 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "vendor"))
 sys.dont_write_bytecode = True
 
+from cure_plugin.errors import CureError  # noqa: E402
 from cure_plugin.vnncomp.generate import generate  # noqa: E402
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not sys.argv[1].isdigit():
+    if len(sys.argv) != 2 or not sys.argv[1].isdecimal():
         sys.exit("usage: python generate_properties.py SEED, a whole number >= 0")
-    print(f"{generate(HERE, int(sys.argv[1]))} instances written below {HERE}")
+    try:
+        print(f"{generate(HERE, int(sys.argv[1]))} instances written below {HERE}")
+    except (CureError, ValueError) as error:
+        sys.exit(str(error))
 '''
 
 
@@ -61,12 +65,12 @@ def write_root(folder: Path, root: Root, readme: str) -> None:
     for name, model in root.nets.items():
         write_model(model, folder / "onnx" / name)
     write_text(folder / "README.md", readme)
-    write_text(folder / "generate_properties.py", _GENERATOR)
     write_vendored(folder)
 
 
 def write_vendored(folder: Path) -> None:
-    """Copy the generator's modules from the package."""
+    """The generator's script, and copies of the package's modules that it runs."""
+    write_text(folder / "generate_properties.py", _GENERATOR)
     write_text(folder / "vendor/cure_plugin/__init__.py", '"""Copies of those modules that the generator runs."""\n')
     for name in VENDORED:
         write_text(folder / "vendor/cure_plugin" / name, (_PACKAGE / name).read_text())

@@ -12,18 +12,21 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx as onnx_files
+from google.protobuf.message import DecodeError
 from tqdm import tqdm
 
-from cure_plugin.errors import CheckpointError, DataError, OutputError
+from cure_plugin.errors import CheckpointError, DataError, OutputError, SpecError
 from cure_plugin.files import write_text
 from cure_plugin.vnncomp.instances import Instance, base_name, csv_text, read_instances
 from cure_plugin.vnncomp.query import read_query
 from cure_plugin.vnncomp.replay import Answer, Network, answer_text, fault_of, read_answer
-from cure_plugin.vnncomp.verifiers import Verifier, ask
+from cure_plugin.vnncomp.verifiers import Outcome, Verifier, ask
+from cure_plugin.vnncomp.vnnlib import VERSIONS
 
 OURS = {"robust": "unsat", "violated": "sat"}
 """What our verdict in a root's ``metadata.json`` is called by verifiers."""
@@ -38,7 +41,7 @@ class Run:
         result: sat, unsat, unknown, timeout or error.
         fault: why the counterexample of a ``sat`` does not count; empty where it does.
         ours: our own verdict as a result, where it is known.
-        message: the end of a failed tool's output.
+        message: the end of a failed tool's output, or why a counterexample could not be replayed.
     """
 
     name: str
@@ -67,17 +70,19 @@ def verify(
     at the end ``results.csv`` (category,onnx,vnnlib,prepare_time,result,runtime).
 
     Args:
-        jobs: instances at once.
+        jobs: instances at once, >= 1.
         category: for results.csv; default: the name of the list's folder.
 
     Raises:
-        DataError: the list, or a file in it, cannot be read; or ``folder`` holds another verifier's results.
+        SpecError: ``jobs`` < 1. DataError: the list cannot be read, or ``folder`` holds another verifier's results.
         OutputError: results cannot be written.
     """
+    if jobs < 1:
+        raise SpecError(f"jobs must be >= 1, got {jobs}")
     instances = _distinct(path)
     root = path.resolve().parent
     category = category or root.name
-    ours = our_verdicts(root)
+    ours = our_verdicts(root, instances)
     settings = {
         "verifier": asdict(verifier),
         "instances": [asdict(one) for one in instances],
@@ -91,7 +96,7 @@ def verify(
     ) as bar:
 
         def work(one: Instance) -> None:
-            run = _one(root, one, verifier, category, folder, ours.get(one.name, ""), stop)
+            run = _one(root, one, verifier, category, folder, stop)
             if stop.is_set():
                 return
             with lock:
@@ -100,7 +105,7 @@ def verify(
                 bar.set_postfix(Counter(r.result for r in done.values()), refresh=False)
                 bar.update()
 
-        pool = ThreadPoolExecutor(max_workers=max(1, jobs))
+        pool = ThreadPoolExecutor(max_workers=jobs)
         try:
             for future in [pool.submit(work, one) for one in left]:
                 future.result()
@@ -109,7 +114,7 @@ def verify(
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-    runs = [done[one.name] for one in instances]
+    runs = [replace(done[one.name], ours=ours.get(one.name, "")) for one in instances]
     write_results(folder / "results.csv", category, runs)
     return runs
 
@@ -117,14 +122,14 @@ def verify(
 def check(path: Path, counterexamples: Path) -> list[Run]:
     """The answers in a folder of results files (``NAME.txt`` or ``NAME.counterexample``, plain or ``.gz``), replayed.
 
-    Instances without a file are ``unknown``.
+    Instances without a file are ``unknown``, those whose file cannot be read an ``error``.
 
     Raises:
-        DataError: the list, or a file of it, cannot be read; or no instance has a results file.
+        DataError: the list cannot be read, or no instance has a results file.
     """
     instances = _distinct(path)
     root = path.resolve().parent
-    ours = our_verdicts(root)
+    ours = our_verdicts(root, instances)
     users = Counter(base_name(one.vnnlib) for one in instances)
     runs, found = [], 0
     for one in instances:
@@ -134,9 +139,11 @@ def check(path: Path, counterexamples: Path) -> list[Run]:
         files = [counterexamples / f"{base}{ending}" for base in bases for ending in endings]
         file = next((name for name in files if name.is_file()), None)
         found += file is not None
-        answer = Answer("unknown") if file is None else read_answer(file)
-        fault = _fault(root, one, answer)
-        runs.append(Run(one.name, one.onnx, one.vnnlib, 0.0, answer.result, 0.0, fault, ours.get(one.name, "")))
+        try:
+            outcome = Outcome(Answer("unknown") if file is None else read_answer(file), 0.0, 0.0)
+        except DataError as error:
+            outcome = Outcome(Answer("error"), 0.0, 0.0, str(error))
+        runs.append(replace(_run(root, one, outcome), ours=ours.get(one.name, "")))
     if not found:
         raise DataError(f"{counterexamples} holds no results file of {path}, such as {instances[0].name}.txt")
     return runs
@@ -160,18 +167,29 @@ def _digest(path: Path, name: str) -> str:
     return hashlib.sha256((path.resolve().parent / name).read_bytes()).hexdigest()
 
 
-def our_verdicts(root: Path) -> dict[str, str]:
-    """Instance name -> sat or unsat, where the root's ``metadata.json`` knows.
+def our_verdicts(root: Path, instances: Sequence[Instance]) -> dict[str, str]:
+    """Instance name -> sat or unsat, where ``metadata.json`` beside the list knows.
+
+    The one beside the root's own list speaks for the tree of another version too: by the names of the properties, as
+    the networks may differ there.
 
     Raises:
         DataError: it cannot be read.
     """
-    path = root / "metadata.json"
+    path, nested = root / "metadata.json", False
     if not path.exists():
-        return {}
+        path, nested = root.parent / "metadata.json", root.name in VERSIONS
+        if not (nested and path.exists()):
+            return {}
     try:
         entries = json.loads(path.read_text())["instances"]
-        return {name: OURS[entry["verdict"]] for name, entry in entries.items() if entry["verdict"] in OURS}
+        known = {
+            entry["id"] if nested else name: OURS[entry["verdict"]]
+            for name, entry in entries.items()
+            if entry["verdict"] in OURS
+        }
+        names = {one.name: base_name(one.vnnlib) if nested else one.name for one in instances}
+        return {name: known[key] for name, key in names.items() if key in known}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"cannot read {path}: {error!r}; generate it again") from error
 
@@ -205,20 +223,28 @@ def summary_text(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-def _one(
-    root: Path, one: Instance, verifier: Verifier, category: str, folder: Path, ours: str, stop: threading.Event
-) -> Run:
+def _one(root: Path, one: Instance, verifier: Verifier, category: str, folder: Path, stop: threading.Event) -> Run:
     with tempfile.TemporaryDirectory(prefix="cure-instance-") as scratch:
-        onnx, vnnlib = (_unpacked(root / name, Path(scratch)) for name in (one.onnx, one.vnnlib))
-        outcome = ask(verifier, category, onnx, vnnlib, one.timeout, stop)
+        try:
+            onnx, vnnlib = (_unpacked(root / name, Path(scratch)) for name in (one.onnx, one.vnnlib))
+        except DataError as error:
+            outcome = Outcome(Answer("error"), 0.0, 0.0, str(error))
+        else:
+            outcome = ask(verifier, category, onnx, vnnlib, one.timeout, stop)
     if outcome.answer.inputs is not None:
         write_text(folder / "counterexamples" / f"{one.name}.txt", answer_text(outcome.answer))
+    return _run(root, one, outcome)
+
+
+def _run(root: Path, one: Instance, outcome: Outcome) -> Run:
+    """The line of results that an outcome makes, its counterexample replayed where it can be."""
+    fault, message = "", outcome.message
     try:
         fault = _fault(root, one, outcome.answer)
     except (CheckpointError, DataError) as error:
-        fault = f"it cannot be replayed: {error}"
+        message = f"its counterexample cannot be replayed: {error}"
     times = round(outcome.prepare_seconds, 3), round(outcome.seconds, 3)
-    return Run(one.name, one.onnx, one.vnnlib, times[0], outcome.answer.result, times[1], fault, ours, outcome.message)
+    return Run(one.name, one.onnx, one.vnnlib, times[0], outcome.answer.result, times[1], fault=fault, message=message)
 
 
 def _fault(root: Path, one: Instance, answer: Answer) -> str:
@@ -231,18 +257,35 @@ def _fault(root: Path, one: Instance, answer: Answer) -> str:
 
 
 def _unpacked(path: Path, scratch: Path) -> Path:
-    """A copy, decompressed where need be: some tools leave files beside what they read.
+    """A copy, decompressed where need be and with its weights inside: some tools leave files beside what they read.
 
     Raises:
-        DataError: it cannot be unpacked.
+        DataError: it cannot be unpacked. OutputError: there is no room for the copy.
     """
     target = scratch / path.name.removesuffix(".gz")
     try:
         content = path.read_bytes()
-        target.write_bytes(gzip.decompress(content) if path.suffix == ".gz" else content)
-    except (OSError, EOFError, zlib.error) as error:
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        if path.suffix == ".onnx":
+            content = _with_weights(path, content)
+    except (OSError, EOFError, zlib.error, onnx_files.checker.ValidationError) as error:
         raise DataError(f"cannot unpack {path}: {error}") from error
+    try:
+        target.write_bytes(content)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error}; make room there, or set TMPDIR to another place") from error
     return target
+
+
+def _with_weights(path: Path, content: bytes) -> bytes:
+    """``content`` of the network in ``path``, with the weights that lie in other files; a broken one as it is."""
+    try:
+        model = onnx_files.load_from_string(content)
+    except DecodeError:
+        return content
+    if all(tensor.data_location != onnx_files.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        return content
+    return bytes(onnx_files.load(path).SerializeToString())
 
 
 def _resume(folder: Path, settings: dict[str, Any]) -> dict[str, Run]:

@@ -37,10 +37,11 @@ class Verifier:
         prepare: a command to run before, not counted as running time.
         folder: where to run them; default: where we are.
         environment: variables to set.
-        grace: seconds past the timeout until it is stopped.
+        grace: seconds past the timeout until it is stopped, for what a tool needs to start and to end; an answer
+            within them counts.
 
     Raises:
-        SpecError: no command, an unknown placeholder, or a negative grace.
+        SpecError: no command, an unknown placeholder, or a grace that is negative or not finite.
     """
 
     name: str
@@ -53,8 +54,8 @@ class Verifier:
     def __post_init__(self) -> None:
         if not self.name or not self.run:
             raise SpecError("a verifier needs a name and the command to run")
-        if not self.grace >= 0:
-            raise SpecError(f"grace must be >= 0 seconds, got {self.grace!r}")
+        if not 0 <= self.grace < float("inf"):
+            raise SpecError(f"grace must be finite and >= 0 seconds, got {self.grace!r}")
         for part in (*self.run, *self.prepare):
             try:
                 part.format(**dict.fromkeys(_PLACEHOLDERS, ""))
@@ -82,8 +83,8 @@ def find_verifier(name: str) -> Verifier:
         raise SpecError(f"unknown verifier {name!r}; known: {', '.join(VERIFIERS)}, or a .yaml file that describes one")
     try:
         content = yaml.safe_load(Path(name).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"cannot read verifier {name}: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise DataError(f"cannot read verifier {name}: {' '.join(str(error).split())}") from error
     return _from_mapping(name, content)
 
 
@@ -96,14 +97,17 @@ def _from_mapping(source: str, content: Any) -> Verifier:
         command = values.get(key, [])
         if not isinstance(command, list) or not all(isinstance(part, str | int | float) for part in command):
             raise SpecError(f"{source}: {key} must be a list of words, got {command!r}")
-        values[key] = tuple(map(str, command))
+        values[key] = tuple(command)
     if not isinstance(values.get("environment", {}), Mapping):
         raise SpecError(f"{source}: environment must map names to values, got {values['environment']!r}")
-    values["environment"] = {str(k): str(v) for k, v in values.get("environment", {}).items()}
+    if not isinstance(values.get("grace", 10.0), int | float):
+        raise SpecError(f"{source}: grace must be a number of seconds, got {values['grace']!r}")
     try:
-        texts = {key: str(values.get(key) or "") for key in ("name", "folder")}
-        return Verifier(**{**values, **texts, "grace": float(values.get("grace", 10.0))})
-    except (TypeError, ValueError) as error:
+        values |= {key: tuple(map(str, values[key])) for key in ("run", "prepare")}
+        values |= {key: str(values.get(key) or "") for key in ("name", "folder")}
+        values["environment"] = {str(k): str(v) for k, v in values.get("environment", {}).items()}
+        return Verifier(**values)
+    except ValueError as error:  # also a number with too many digits
         raise SpecError(f"{source}: {error}") from error
 
 
@@ -169,7 +173,7 @@ def _execute(
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a word or variable that no process can be given
             return 127, time.perf_counter() - started, str(error)
         status: int | None = None
         try:
