@@ -1,9 +1,9 @@
-"""Writing files so that nothing half-written is ever left behind."""
+"""Writing files so that nothing half-written ever stands under its name."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -22,22 +22,19 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
         OutputError: the folder or the file cannot be written (permissions, disk full ...).
     """
     path = Path(path)
-    temporary: str | None = None
+    temporary = path.parent / f".{path.name}.partial"  # always the same: one that a kill left is replaced
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-        temporary = None
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise OutputError(f"cannot write {path}: {error}; choose a writable place with room") from error
     finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

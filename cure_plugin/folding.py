@@ -66,13 +66,23 @@ def _folded(layers: list[nn.Module]) -> list[nn.Module]:
     result: list[nn.Module] = []
     for layer in layers:
         before = result[-1] if result else None
-        if type(before) is nn.Conv2d and isinstance(layer, nn.BatchNorm2d) and _folds(layer):
+        if type(before) is nn.Conv2d and type(layer) is nn.BatchNorm2d and _folds(layer):
             result[-1] = fuse_conv_bn_eval(before, layer)
-        elif type(before) is nn.Linear and isinstance(layer, nn.BatchNorm1d) and _folds(layer):
+        elif type(before) is nn.Linear and type(layer) is nn.BatchNorm1d and _folds(layer) and _flat(result):
             result[-1] = fuse_linear_bn_eval(before, layer)
         else:
             result.append(layer)
     return result
+
+
+def _flat(layers: list[nn.Module]) -> bool:
+    """Whether the layers surely end in (B, features), where BatchNorm1d's channels are what a linear layer puts out."""
+    for layer in reversed(layers):
+        if type(layer) is nn.Flatten:
+            return (layer.start_dim, layer.end_dim) == (1, -1)
+        if type(layer) not in (nn.Linear, nn.ReLU, nn.BatchNorm1d, nn.Dropout, nn.Identity):
+            return False
+    return False
 
 
 def _folds(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:

@@ -141,6 +141,8 @@ def _conv_net(spec: NetSpec, convolutions: Sequence[tuple[int, int, int]], hidde
         layers.append(nn.ReLU())
         channels = out_channels
         height, width = ((size + 2 - kernel) // stride + 1 for size in (height, width))
+    if min(height, width) < 1:
+        raise SpecError(f"net {spec.name} needs larger images than {spec.input_shape}")
     layers += [nn.Flatten(), nn.Linear(channels * height * width, hidden)]
     if spec.batch_norm:
         layers.append(nn.BatchNorm1d(hidden))

@@ -156,3 +156,21 @@ def test_unusual_layers_keep_their_meaning(kind: str, batch: tuple[Tensor, Tenso
     net = nn.Sequential(*layers).eval()
     with torch.no_grad():
         assert torch.allclose(AttackNet(net)(x), net(x), atol=1e-5)
+
+
+class OwnNorm(nn.BatchNorm2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x) + 1
+
+
+@pytest.mark.parametrize("kind", ["subclass", "channels in the middle", "as many"])
+def test_only_what_folds_exactly_is_folded(kind: str) -> None:
+    torch.manual_seed(0)
+    layers, x = {
+        "subclass": ([nn.Conv2d(1, 2, 3), OwnNorm(2)], torch.rand(3, 1, 5, 5)),
+        "channels in the middle": ([nn.Linear(4, 6), nn.BatchNorm1d(5)], torch.rand(3, 5, 4)),
+        "as many": ([nn.Linear(4, 4), nn.BatchNorm1d(4)], torch.rand(3, 4, 4)),
+    }[kind]
+    net = nn.Sequential(*layers)
+    net(torch.rand_like(x) + 2)  # statistics of their own
+    assert torch.allclose(AttackNet(net)(x), net.eval()(x), atol=1e-5)

@@ -27,6 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_train_certify_export_report(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len((trained / "training.jsonl").read_text().splitlines()) == 1
+    assert main(["train", "demo_linf", "--out", str(trained), *QUICK]) == 0  # the other order, found finished
     model = str(trained / "checkpoint.pt")
     certify = ["certify", model, "linf=1/255", "l2=0.05", "--images", "6", "--methods", "IBP,CROWN-IBP", "--float64"]
     assert main([*certify, "--out", str(tmp_path / "c")]) == 0
@@ -114,7 +115,7 @@ def test_train_again_reuses(trained: Path, capsys: pytest.CaptureFixture[str]) -
         (["export", "MODEL", "l2=0.1", "--encoding", "patch", "--images", "1", "--out", "OUT"], "it is for patches"),
         (["report", "MODEL", "--out", "OUT"], "name=checkpoint.pt"),
         (["certify", "TEXT.pt", "linf=0.1", "--out", "OUT"], "cannot read checkpoint"),
-        (["certify", "MODEL", "linf=1e400", "--out", "OUT"], "number like"),
+        (["certify", "MODEL", "linf=1e400", "--out", "OUT"], "must be finite"),
         (["train", "demo_cure", "milestones=[1,2", "--out", "OUT"], "'milestones' has the unusable value"),
         (["train", "demo_cure", "epochs=.inf", "--out", "OUT"], "'epochs' has the unusable value"),
     ],

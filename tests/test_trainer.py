@@ -112,20 +112,20 @@ def test_training_lowers_the_loss() -> None:
 
 
 def test_batch_norm_nets_train(data: ImageData) -> None:
-    trainer = Trainer(replace(RECIPE, batch_norm=True, epochs=2), data)
+    trainer = Trainer(replace(RECIPE, batch_norm=True, epochs=2, ramp_epochs=0), data)
     net = trainer.run()
     running = net[1].running_mean  # type: ignore[index]
     assert bool(running.isfinite().all()) and float(running.abs().sum()) > 0  # type: ignore[operator,union-attr]
 
 
 def test_another_recipe_in_the_folder_is_refused(data: ImageData, tmp_path: Path) -> None:
-    Trainer(replace(RECIPE, epochs=2), data, tmp_path).run()
+    Trainer(replace(RECIPE, epochs=2, ramp_epochs=0), data, tmp_path).run()
     with pytest.raises(CheckpointError, match="another recipe"):
         Trainer(RECIPE, data, tmp_path)
 
 
 def test_a_truncated_checkpoint_is_named(data: ImageData, tmp_path: Path) -> None:
-    Trainer(replace(RECIPE, epochs=2), data, tmp_path).run()
+    Trainer(replace(RECIPE, epochs=2, ramp_epochs=0), data, tmp_path).run()
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"cannot read checkpoint .*checkpoint\.pt"):
@@ -138,7 +138,7 @@ def test_an_unwritable_folder_is_named_and_nothing_is_left(data: ImageData, tmp_
     blocker = tmp_path / "file"
     blocker.write_text("")
     with pytest.raises(OutputError, match="cannot write"):
-        Trainer(replace(RECIPE, epochs=2), data, blocker / "run").run()
+        Trainer(replace(RECIPE, epochs=2, ramp_epochs=0), data, blocker / "run").run()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
 
 
@@ -169,6 +169,15 @@ def test_recipes_round_trip_and_ship() -> None:
         ({"milestones": [-1]}, "milestones must be epochs >= 0"),
         ({"pad": 2}, "pad needs crop"),
         ({"sets": "linf=0.1"}, "a list of sets expected"),
+        ({"ramp_epochs": 2, "gradient_projection": 0.2}, "would never apply"),
+        ({"batch_norm": True, "batch_size": 1}, "batch_size must be at least 2 with"),
+        ({"batch_size": "yes"}, "a number expected"),
+        ({"milestones": 5}, "a list expected"),
+        ({"regularizer": math.nan}, "regularizer must be"),
+        ({"strategy": "joint", "weights": [math.nan, 1.0]}, "weights must be"),
+        ({"strategy": "joint", "weights": [0, 0]}, "not all 0"),
+        ({"sets": [{"set": "linf=0.1", "attack_step": math.inf}]}, "attack_step of linf must be finite"),
+        ({"sets": [{"set": "linf=1e9999999999"}]}, "must be finite"),
     ],
 )
 def test_bad_recipes_are_refused(changes: dict[str, object], message: str) -> None:
@@ -216,6 +225,35 @@ def test_boxes_and_crops_that_do_not_fit_are_refused_before_training(data: Image
         Trainer(replace(RECIPE, sets=box, alignment=0.0), data)
     with pytest.raises(SpecError, match="crop 36 is larger than the images of mnist-slice, 28 x 28"):
         Trainer(replace(RECIPE, crop=36, pad=4), data)
+    with pytest.raises(SpecError, match="needs larger images"):
+        Trainer(replace(RECIPE, crop=1), data)
+    with pytest.raises(SpecError, match="patch"):
+        Trainer(replace(RECIPE, sets=(SetRecipe("patch=40x40", 0.5),), alignment=0.0), data)
+    with pytest.raises(SpecError, match="at least 2 images are needed"):
+        Trainer(replace(RECIPE, batch_norm=True), data.first(1))
+    with pytest.raises(OutputError, match="File name too long"):
+        Trainer(RECIPE, data, Path("x" * 300))
+    with pytest.raises(OutputError, match="File name too long"):
+        Trainer(replace(RECIPE, start="x" * 300), data)
+
+
+def test_a_loss_that_blows_up_is_said_and_not_kept(data: ImageData, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"the loss became \w+ in epoch"):
+        Trainer(replace(RECIPE, learning_rate=1e30), data, tmp_path).run()
+
+
+@pytest.mark.parametrize("key, value", [("certified_optimizer", None), ("epochs_done", None), ("moments", None)])
+def test_a_state_that_cannot_be_resumed_is_named(key: str, value: object, data: ImageData, tmp_path: Path) -> None:
+    Trainer(replace(RECIPE, epochs=3), data, tmp_path).run()
+    path = tmp_path / "checkpoint.pt"
+    payload = load_checkpoint(path)
+    if key == "moments":
+        payload["certified_optimizer"]["state"][0]["exp_avg"] = torch.zeros(1)
+    else:
+        payload[key] = value
+    torch.save(payload, path)
+    with pytest.raises(CheckpointError, match="lacks the state to resume from"):
+        Trainer(RECIPE, data, tmp_path)
 
 
 def test_bad_keys_of_a_set_are_named() -> None:
@@ -250,7 +288,7 @@ def test_certified_epochs_move_the_running_statistics(data: ImageData) -> None:
 
 
 def test_finetuning_goes_on_from_a_checkpoint_or_a_state_dict(data: ImageData, tmp_path: Path) -> None:
-    first = Trainer(replace(RECIPE, epochs=2), data, tmp_path / "first")
+    first = Trainer(replace(RECIPE, epochs=2, ramp_epochs=0), data, tmp_path / "first")
     first.run()
     torch.save(first.net.state_dict(), tmp_path / "plain.pt")
     results = []
@@ -299,7 +337,7 @@ def test_projection_works_for_a_single_set(data: ImageData) -> None:
 
 
 def test_nets_take_crops(data: ImageData, tmp_path: Path) -> None:
-    recipe = replace(RECIPE, flip=True, crop=24, epochs=2, batch_size=75)
+    recipe = replace(RECIPE, flip=True, crop=24, epochs=2, ramp_epochs=0, batch_size=75)
     trainer = Trainer(recipe, data, tmp_path, test=data.first(20))
     trainer.run()
     assert load_net(tmp_path / "checkpoint.pt")[0].input_shape == (1, 24, 24)
@@ -368,4 +406,4 @@ def test_a_run_killed_again_and_again_ends_in_the_same_weights(tmp_path: Path) -
     assert all(torch.equal(value, killed["model"][name]) for name, value in whole["model"].items())
     timeless = [[{**entry, "seconds": 0} for entry in payload["history"]] for payload in (whole, killed)]
     assert timeless[0] == timeless[1]
-    assert sorted(path.name for path in (tmp_path / "killed").iterdir() if path.suffix == ".pt") == ["checkpoint.pt"]
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["checkpoint.pt"]

@@ -6,15 +6,16 @@ import functools
 import importlib
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import small_net
-from torch import Tensor
+from torch import Tensor, nn
 
 from cure_plugin import PerturbationLpBall
-from cure_plugin.attacks import find_counterexample, pgd, worst_margin_loss
+from cure_plugin.attacks import find_counterexample, pgd, pgd_variables, worst_margin_loss
 from cure_plugin.bounds.margins import elided, elided_cross_entropy, lower_margins, margin_matrix
 from cure_plugin.bounds.module import bounded_module
 from cure_plugin.errors import SpecError
@@ -29,6 +30,8 @@ from cure_plugin.training import (
     smooth_ramp,
     warmup_regularizer,
 )
+from cure_plugin.training.batch_norm import clean_statistics
+from cure_plugin.training.losses import SetLoss
 
 LABELS = torch.tensor([0, 2, 1])
 
@@ -98,6 +101,56 @@ def test_alignment_by_hand_on_certified_samples_only() -> None:
     assert float(q.grad[0].abs().sum()) > 0 and float(r.grad[0].abs().sum()) > 0
     assert float(q.grad[1].abs().sum()) == 0
     assert float(bound_alignment(q[1:], r[1:])) == 0
+
+
+@pytest.mark.parametrize(
+    "align_from, pairs", [("l2", ["l2 l1"]), ("l1", ["l1 l2"]), ("both", ["l2 l1", "l1 l2"]), ("weaker", ["l1 l2"])]
+)
+def test_alignment_goes_from_where_it_is_told(align_from: str, pairs: list[str]) -> None:
+    """Of these vectors l2 has two certified samples, l1 one; KL differs by direction."""
+    vectors = {
+        "l2": torch.tensor([[0.0, -1.0, -2.0], [0.0, -0.5, -3.0], [0.0, 1.0, 1.0]]),
+        "l1": torch.tensor([[0.0, -3.0, -0.5], [0.0, 2.0, 0.5], [0.0, 4.0, -1.0]]),
+    }
+    sets = [TrainingSet(PerturbationLpBall(norm, 0.1)) for norm in (2, 1)]
+    objective = CureObjective(sets, alignment=1.0, align_from=align_from)
+    results = [SetLoss(torch.zeros(3), vectors[name]) for name in ("l2", "l1")]
+    by_hand = {"l2 l1": (0, 1), "l1 l2": (0,)}  # the samples certified for the first
+    expected = 0.0
+    for pair in pairs:
+        q, r = (vectors[name].softmax(1) for name in pair.split())
+        expected += float(torch.stack([(q[i] * (q[i] / r[i]).log()).sum() for i in by_hand[pair]]).mean())
+    assert float(objective._alignment(results)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_joint_weighs_the_sets() -> None:
+    sets = [TrainingSet(PerturbationLpBall(norm, 0.1)) for norm in (2, 1)]
+    objective = CureObjective(sets, strategy="joint", weights=[0.2, 0.8])
+    combined = objective._combine([torch.tensor([1.0, 4.0]), torch.tensor([3.0, 2.0])])
+    assert float(combined) == pytest.approx(0.2 * 2.5 + 0.8 * 2.5)
+    combined = objective._combine([torch.tensor([1.0]), torch.tensor([3.0])])
+    assert float(combined) == pytest.approx(0.2 * 1 + 0.8 * 3)
+
+
+def test_attack_steps_shrink_as_in_sabr(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[float] = []
+    ascend = PerturbationLpBall.ascend
+
+    def watched(self: Any, x: Tensor, variable: Tensor, gradient: Tensor, step: float) -> Tensor:
+        lengths.append(step)
+        return ascend(self, x, variable, gradient, step)
+
+    monkeypatch.setattr(PerturbationLpBall, "ascend", watched)
+    ball = PerturbationLpBall(math.inf, 0.1)
+    pgd_variables(small_net("plain"), [(images, LABELS, ball)], 8, first_steps=[0.5])
+    assert lengths == pytest.approx([0.5] * 4 + [0.05] * 3 + [0.005])
+
+
+def test_a_batch_norm_used_twice_is_refused(images: Tensor) -> None:
+    norm = nn.BatchNorm2d(1)
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), norm, nn.ReLU(), nn.Conv2d(1, 1, 1), norm, nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(SpecError, match="used twice"):
+        clean_statistics(bounded_module(net, (1, 8, 8)), net.train(), images)
 
 
 def test_projection_by_hand() -> None:
@@ -185,9 +238,9 @@ def test_max_of_the_objective_is_what_its_figures_say(images: Tensor) -> None:
     "changes, message",
     [
         ({"strategy": "best"}, "unknown strategy 'best'"),
-        ({"strategy": "joint", "weights": [1.0]}, "one number >= 0 per set"),
+        ({"strategy": "joint", "weights": [1.0]}, "one finite number >= 0 per set"),
         ({"align_from": "l7"}, "align_from must be"),
-        ({"alignment": -1.0}, "alignment must be >= 0"),
+        ({"alignment": -1.0}, "alignment must be finite, >= 0"),
         ({"weights": [1.0, 1.0]}, "weights are for strategy joint"),
         ({"strategy": "single"}, "strategy single takes one set"),
         ({"strategy": "random", "alignment": 1.0}, "random bounds each for one"),

@@ -33,7 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 2: an error, said on one line of standard error. 3: done, and a contradiction or a faulty benchmark was
     found. 130: interrupted.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and ("overrides" not in options or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]  # those after an option, which argparse leaves
     try:
         return options.run(options) or 0
     except CureError as error:

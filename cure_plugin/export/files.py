@@ -54,7 +54,7 @@ def export_instances(
     try:
         (folder / "instances.csv").unlink(missing_ok=True)  # an earlier list would speak of the new net
     except OSError as error:
-        raise OutputError(f"cannot replace {folder / 'instances.csv'}: {error}; choose another folder") from error
+        raise OutputError(f"cannot write {folder / 'instances.csv'}: {error}; choose another folder") from error
     written = {_digest(plain): "model.onnx"}
     write_model(plain, folder / "onnx" / "model.onnx")
     instances = []

@@ -30,7 +30,8 @@ def parse_number(value: str | float, argument: str) -> float:
         SpecError: anything else; the message names ``argument``.
     """
     try:
-        number = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
+        fraction = isinstance(value, str) and "/" in value  # not always: 1e999999999 makes a Fraction of a gigabyte
+        number = float(Fraction(str(value).replace(" ", "")) if fraction else value)
     except (ValueError, ZeroDivisionError, TypeError, OverflowError) as error:
         raise SpecError(f"{argument} must be a number like 0.1 or 8/255, got {value!r}") from error
     if not math.isfinite(number):

@@ -14,6 +14,8 @@ from auto_LiRPA.operators.base import Interval
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from cure_plugin.errors import SpecError
+
 Statistics = list[tuple[Any, Tensor, Tensor]]
 """(auto_LiRPA's node, mean, variance) per BatchNorm that normalises by the batch."""
 
@@ -33,6 +35,9 @@ def clean_statistics(bounded: BoundedModule, model: nn.Module, x: Tensor) -> Sta
 
     One forward pass of ``model``, which moves its running statistics as ever; none where no layer asks for it.
     Gradients reach the statistics. Also lets ``bounded`` pass gradients to the parameters.
+
+    Raises:
+        SpecError: such a layer is used twice.
     """
     bounded.train()  # in eval mode auto_LiRPA switches requires_grad of the parameters off
     nodes = [node for node in bounded.modules() if type(node).__name__ == "BoundBatchNormalization"]
@@ -42,6 +47,8 @@ def clean_statistics(bounded: BoundedModule, model: nn.Module, x: Tensor) -> Sta
     active = [(node, layer) for node, layer in layers if layer.training]
     if not active:
         return []
+    if len({id(layer) for _, layer in active}) < len(active):
+        raise SpecError("a BatchNorm layer is used twice in the net: its statistics cannot be told apart; use a copy")
     found: dict[int, tuple[Tensor, Tensor]] = {}
     hooks = [layer.register_forward_pre_hook(_keep_moments(found, index)) for index, (_, layer) in enumerate(active)]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -75,8 +76,8 @@ class TrainingSet:
             raise SpecError(f"mix of {name} means nothing to loss {self.loss!r}; it is for {', '.join(_WITH_MIX)}")
         if self.mix is not None and not 0 < self.mix <= 1:
             raise SpecError(f"mix of {name} must lie in (0, 1], got {self.mix!r}")
-        if self.attack_step is not None and not self.attack_step > 0:
-            raise SpecError(f"attack_step of {name} must be > 0, got {self.attack_step!r}")
+        if self.attack_step is not None and not 0 < self.attack_step < math.inf:
+            raise SpecError(f"attack_step of {name} must be finite and > 0, got {self.attack_step!r}")
         if self.loss == "sabr-box" and not hasattr(self.perturbation, "small_box"):
             raise SpecError(f"loss sabr-box takes lp balls, got {name}; use sabr")
 
@@ -151,12 +152,18 @@ class CureObjective:
             raise SpecError(f"strategy single takes one set, got {list(self.names)}; choose joint, max or random")
         if self.weights and self.strategy != "joint":
             raise SpecError(f"weights are for strategy joint, got {list(self.weights)} with {self.strategy!r}")
-        if self.weights and (len(self.weights) != len(self.sets) or min(self.weights) < 0):
-            raise SpecError(f"weights must be one number >= 0 per set ({len(self.sets)}), got {list(self.weights)}")
+        usable = all(0 <= weight < math.inf for weight in self.weights) and any(self.weights)
+        if self.weights and (len(self.weights) != len(self.sets) or not usable):
+            raise SpecError(
+                f"weights must be one finite number >= 0 per set ({len(self.sets)}), not all 0; "
+                f"got {list(self.weights)}"
+            )
         if self.align_from not in ("weaker", "both", *self.names):
             raise SpecError(f"align_from must be weaker, both or one of {list(self.names)}, got {self.align_from!r}")
-        if self.alignment < 0 or (self.alignment > 0 and len(self.sets) < 2):
-            raise SpecError(f"alignment must be >= 0 and needs two sets, got {self.alignment!r}")
+        if not 0 <= self.alignment < math.inf or (self.alignment > 0 and len(self.sets) < 2):
+            raise SpecError(f"alignment must be finite, >= 0 and needs two sets, got {self.alignment!r}")
+        if not 0 <= self.regularizer < math.inf:
+            raise SpecError(f"regularizer must be finite and >= 0, got {self.regularizer!r}")
         if self.alignment > 0 and self.strategy == "random":
             raise SpecError("alignment needs every sample bounded for every set; random bounds each for one")
         if self.attack_steps < 1:

@@ -118,7 +118,24 @@ class Recipe:
             raise SpecError(f"pad needs crop, the size to cut after padding; got pad {self.pad} alone")
         if not 0 <= self.gradient_projection <= 1:
             raise SpecError(f"gradient_projection must lie in [0, 1], got {self.gradient_projection!r}")
+        if self.gradient_projection > 0 and not self.projects(self.epochs - 1):
+            raise SpecError(
+                f"gradient_projection {self.gradient_projection!r} would never apply: annealing ends after epoch "
+                f"{self.natural_epochs + self.ramp_epochs:g} of {self.epochs}; set project_while_annealing"
+            )
+        if self.batch_size < self.smallest_batch:
+            raise SpecError(f"batch_size must be at least {self.smallest_batch} with batch_norm, got {self.batch_size}")
         self.objective()
+
+    @property
+    def smallest_batch(self) -> int:
+        """Samples that a batch needs: BatchNorm takes two, in every part of it."""
+        return 2 * (len(self.sets) if self.strategy == "random" else 1) if self.batch_norm else 1
+
+    def projects(self, epoch: int) -> bool:
+        """Whether gradient projection applies in an epoch: in certified ones, after annealing or from the first on."""
+        first = self.natural_epochs + (0 if self.project_while_annealing else self.ramp_epochs)
+        return self.gradient_projection > 0 and epoch >= first
 
     def objective(self) -> CureObjective:
         """The loss that this recipe describes."""
@@ -183,6 +200,8 @@ def _convert(key: str, kind: str, value: Any) -> Any:
             if not isinstance(value, bool):
                 raise TypeError("true or false expected")
             return value
+        if isinstance(value, bool):
+            raise TypeError("a number expected")
         if kind == "int":
             if int(value) != float(value):
                 raise ValueError("a whole number expected")
@@ -192,6 +211,8 @@ def _convert(key: str, kind: str, value: Any) -> Any:
         if kind.startswith("float"):
             return float(value)
         if kind.startswith("tuple"):
+            if not isinstance(value, list | tuple):
+                raise TypeError("a list expected, such as [5, 6]")
             return tuple(_convert(key, "int" if "int" in kind else "float", entry) for entry in value)
         return "" if value is None else str(value)
     except (TypeError, ValueError, OverflowError, yaml.YAMLError) as error:

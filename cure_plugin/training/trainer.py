@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from cure_plugin.bounds.module import bounded_module
 from cure_plugin.checkpoint import load_checkpoint, load_start, net_of, save_checkpoint
 from cure_plugin.datasets import ImageData
-from cure_plugin.errors import CheckpointError, SpecError
+from cure_plugin.errors import CheckpointError, OutputError, SpecError
 from cure_plugin.nets import NetSpec, build_net
 from cure_plugin.training.augment import augmented
 from cure_plugin.training.epoch import natural_loss, run_epoch
@@ -41,7 +42,8 @@ class Trainer:
         test: images that the log's ``test.`` figures are of (see :func:`evaluate`); none without.
 
     Raises:
-        SpecError: a crop larger than the images, or a small box that does not fit into its ball.
+        SpecError: a crop larger than the images, too few images for BatchNorm, or a set or region that does not fit.
+        OutputError: the folder cannot be.
         CheckpointError: the folder holds a run of another recipe, a damaged checkpoint, or the recipe's
             ``start`` is missing or does not fit.
     """
@@ -62,18 +64,24 @@ class Trainer:
         if recipe.crop > min(height, width):
             raise SpecError(f"crop {recipe.crop} is larger than the images of {recipe.data}, {height} x {width}")
         shape = (channels, recipe.crop or height, recipe.crop or width)
+        if len(data) < recipe.smallest_batch:
+            raise SpecError(f"at least {recipe.smallest_batch} images are needed with batch_norm, got {len(data)}")
         self.test = None if test is None else test.centre_crop(*shape[1:])
         self.spec = NetSpec(recipe.net, shape, data.classes, recipe.batch_norm)
         self.net = build_net(self.spec, torch.Generator().manual_seed(recipe.seed)).to(self.device)
         self.objective = recipe.objective()
-        for entry in self.objective.sets:
-            if entry.loss == "sabr-box":  # refuse a box that does not fit now, not after the natural epochs
-                entry.perturbation.small_box(zeros := torch.zeros(1, *shape), zeros, entry.ratio)
+        for entry in self.objective.sets:  # refuse what does not fit now, not after the natural epochs
+            zeros = torch.zeros(1, *shape)
+            variable = entry.perturbation.random_start(zeros, torch.Generator().manual_seed(0))
+            if entry.loss == "sabr-box":
+                entry.perturbation.small_box(zeros, variable, entry.ratio)
+            elif entry.loss != "adversarial":
+                entry.perturbation.small_region(zeros, variable, entry.ratio)
         self.certified_optimizer = torch.optim.Adam(self.net.parameters(), lr=recipe.learning_rate)
         self.natural_optimizer = torch.optim.Adam(self.net.parameters(), lr=recipe.learning_rate)
         self.epochs_done = 0
         self.history: list[dict[str, Any]] = []
-        if self.path is not None and self.path.exists():
+        if self.path is not None and _there(self.path):
             self._restore(self.path)
         elif recipe.start:
             self.net.load_state_dict(self._start_weights(recipe.start))
@@ -86,15 +94,20 @@ class Trainer:
             progress: show a bar with rate and time left on standard error.
 
         Raises:
-            OutputError: a checkpoint cannot be written.
+            SpecError: the loss is no longer finite. OutputError: a checkpoint cannot be written.
         """
         batches = len(self._cut(torch.arange(len(self.data))))
-        steps = [batches * (2 if self._projects(epoch) else 1) for epoch in range(self.recipe.epochs)]
+        steps = [batches * (2 if self.recipe.projects(epoch) else 1) for epoch in range(self.recipe.epochs)]
         done = sum(steps[: self.epochs_done])
         with tqdm(total=sum(steps), initial=done, disable=not progress, unit="batch", desc="train") as bar:
             for epoch in range(self.epochs_done, self.recipe.epochs):
                 started = time.perf_counter()
                 figures = self._epoch(epoch, bar)
+                if not math.isfinite(figures["loss"]):
+                    raise SpecError(
+                        f"the loss became {figures['loss']} in epoch {epoch + 1}, which is not kept; "
+                        "lower learning_rate or raise ramp_epochs"
+                    )
                 seconds = time.perf_counter() - started
                 if self.test is not None:
                     sets = [entry.perturbation for entry in self.objective.sets]
@@ -108,16 +121,10 @@ class Trainer:
 
     # -- one epoch -----------------------------------------------------------------------------
 
-    def _projects(self, epoch: int) -> bool:
-        """Whether gradient projection applies: to certified epochs, after annealing unless asked for earlier."""
-        recipe = self.recipe
-        first = recipe.natural_epochs + (0 if recipe.project_while_annealing else recipe.ramp_epochs)
-        return recipe.gradient_projection > 0 and epoch >= first
-
     def _epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
         if epoch < self.recipe.natural_epochs:
             return self._natural(epoch, bar, self.certified_optimizer)
-        if not self._projects(epoch):
+        if not self.recipe.projects(epoch):
             return self._certified(epoch, bar)
         figures, natural_figures = projected_epoch(
             self.net,
@@ -194,7 +201,7 @@ class Trainer:
         )
 
     def _start_weights(self, start: str) -> dict[str, Tensor]:
-        if not Path(start).is_file():
+        if not _there(Path(start)) or not Path(start).is_file():
             raise CheckpointError(
                 f"start {start!r} is no file; this recipe goes on from a trained net, so train one and give "
                 "start=PATH of its checkpoint or state_dict"
@@ -210,9 +217,24 @@ class Trainer:
         try:
             self.certified_optimizer.load_state_dict(payload["certified_optimizer"])
             self.natural_optimizer.load_state_dict(payload["natural_optimizer"])
+            for optimizer in (self.certified_optimizer, self.natural_optimizer):
+                if any(state["exp_avg"].shape != weight.shape for weight, state in optimizer.state.items()):
+                    raise ValueError("moments of other shapes than the weights")
             self.epochs_done, self.history = int(payload["epochs_done"]), list(payload["history"])
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} lacks the state to resume from: {error}; delete it to start anew") from error
+
+
+def _there(path: Path) -> bool:
+    """Whether there is a file.
+
+    Raises:
+        OutputError: no file can be there, as of a name that is too long.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise OutputError(f"cannot use {path}: {error.strerror}; choose another place") from error
 
 
 def _same(stored: Any, recipe: Recipe) -> bool:
