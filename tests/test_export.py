@@ -69,6 +69,16 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
             (1, 8, 8),
             tmp_path / "x.onnx",
         )
+
+    class Own(nn.ReLU):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.abs()
+
+    hooked = nn.ReLU()
+    hooked.register_forward_hook(lambda layer, inputs, output: output + 1)
+    for layer in (Own(), hooked):
+        with pytest.raises(SpecError, match="does more than its type says"):
+            export_onnx(nn.Sequential(nn.Flatten(), nn.Linear(64, 3), layer), (1, 8, 8), tmp_path / "x.onnx")
     spoiled = small_net("plain")
     with torch.no_grad():
         next(spoiled.parameters()).fill_(math.nan)
@@ -84,6 +94,23 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         export_onnx(small_net("plain"), (1, 8, 8), tmp_path / "file" / "x.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_parametrised_layers_fold(images: Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first = nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 2, 3, padding=1))
+    net = nn.Sequential(first, shifted_batch_norm(2), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)).eval()
+    export_onnx(net, (1, 8, 8), tmp_path / "net.onnx")
+    assert parity(net, tmp_path / "net.onnx", images) < 1e-4
+
+
+def test_many_boxes_and_many_classes_are_read() -> None:
+    names = [f"(declare-const Y_{i} Real)" for i in range(200)]
+    boxes = " ".join(f"(and (>= X_0 {i}.0) (<= X_0 {i}.5))" for i in range(1000))
+    rivals = " ".join(f"(and (>= Y_{i} Y_0))" for i in range(1, 200))
+    text = "\n".join(["(declare-const X_0 Real)", *names, f"(assert (or {boxes}))", f"(assert (or {rivals}))"])
+    cases = Query(text).cases()
+    assert len(cases) == 1000 and len(cases[0].alternatives) == 199
 
 
 def test_export_leaves_a_net_in_training_as_it_is(images: Tensor, tmp_path: Path) -> None:

@@ -534,8 +534,10 @@ def test_what_cannot_be_replayed_is_no_contradiction(tmp_path: Path, tool: Calla
     (tmp_path / "r" / "net.onnx").write_bytes(model.SerializeToString())
     write_instances(tmp_path / "r" / "instances.csv", [Instance("net.onnx", "p.vnnlib", 5)])
     command = ["verify", str(tmp_path / "r" / "instances.csv"), "--verifier", tool("sat ((X_0 0.5))")]
-    assert main([*command, "--out", str(tmp_path / "v")]) == 0
-    assert "cannot be replayed" in capsys.readouterr().out
+    assert main([*command, "--out", str(tmp_path / "v")]) == 2
+    said = capsys.readouterr()
+    assert "answers sat, but its counterexample cannot be replayed" in said.out and "CONTRADICTION" not in said.out
+    assert "1 error" in said.out and "failed on every instance" in said.err
 
 
 def test_weights_in_another_file(tmp_path: Path, tool: Callable[..., str]) -> None:

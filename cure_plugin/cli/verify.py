@@ -34,7 +34,10 @@ def check(options: argparse.Namespace) -> int:
     """Replay the counterexamples that a tool left."""
     runs = run.check(options.instances, options.counterexamples)
     run.write_results(options.out, options.instances.resolve().parent.name, runs)
-    return _report(runs)
+    code = _report(runs)
+    if all(one.result in ("error", "unknown") and one.message for one in runs):
+        raise DataError(f"nothing in {options.counterexamples} can be read or replayed; see above")
+    return code
 
 
 def _report(runs: Sequence[run.Run]) -> int:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from cure_plugin.errors import CheckpointError, SpecError
+from cure_plugin.modes import evaluation_mode
 from cure_plugin.nets import Normalize, Reshape
 from cure_plugin.vnncomp.graphs import input_shape as shape_of_input
 from cure_plugin.vnncomp.graphs import make_model, read_model, write_model
+
+_PARITY = 1e-4
+"""By how much outputs may differ from PyTorch's, relative to the largest where that is above 1."""
 
 
 def export_onnx(net: nn.Sequential, input_shape: tuple[int, ...], path: str | Path) -> None:
@@ -36,8 +40,8 @@ def onnx_model(net: nn.Sequential, input_shape: tuple[int, ...]) -> onnx.ModelPr
     a 1 x 1 convolution), all weights lie inside the model, and it passes ``onnx.checker``.
 
     Raises:
-        SpecError: a layer with no translation, weights that are not finite (the message names the layer), or a net that
-            does not map ``input_shape`` to (1, classes).
+        SpecError: a layer with no translation, weights that are not finite (the message names the layer), a net that
+            does not map ``input_shape`` to (1, classes), or one that does more than its layers' types say.
     """
     nodes: list[onnx.NodeProto] = []
     tensors: list[onnx.TensorProto] = []
@@ -53,22 +57,38 @@ def onnx_model(net: nn.Sequential, input_shape: tuple[int, ...]) -> onnx.ModelPr
         ]
         nodes.append(helper.make_node(kind, [current, *names], [output], name=f"{kind}_{number}", **attributes))
         current = output
-    return make_model(nodes, tensors, (1, *input_shape), _classes(net, input_shape))
+    x, outputs = _probed(net, input_shape)
+    model = make_model(nodes, tensors, (1, *input_shape), outputs.shape[1])
+    _compare(model, x, outputs)
+    return model
 
 
-def _classes(net: nn.Sequential, input_shape: tuple[int, ...]) -> int:
-    """How many outputs the net has."""
-    probe = copy.deepcopy(net).cpu().eval()
-    x = torch.zeros(1, *input_shape, dtype=next((p.dtype for p in probe.parameters()), torch.float32))
+def _probed(net: nn.Sequential, input_shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """(a random input, what the net makes of it), float32."""
+    first = next(net.parameters(), torch.zeros(()))
+    x = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
     try:
-        with torch.no_grad():
-            shape = tuple(probe(x).shape)
+        with evaluation_mode(net), torch.no_grad():
+            outputs = net(x.to(first)).float().cpu()
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise SpecError(f"the net does not take inputs of shape {input_shape}: {reason}") from error
-    if len(net) == 0 or len(shape) != 2:
-        raise SpecError(f"the net maps an input to shape {shape}; it must end in (1, classes), e.g. Flatten, Linear")
-    return shape[1]
+    if len(net) == 0 or outputs.ndim != 2:
+        raise SpecError(
+            f"the net maps an input to shape {tuple(outputs.shape)}; it must end in (1, classes), e.g. Flatten, Linear"
+        )
+    return x.numpy(), outputs.numpy()
+
+
+def _compare(model: onnx.ModelProto, x: np.ndarray, outputs: np.ndarray) -> None:
+    """Refuse a model that computes something else: hooks and forwards of their own do not show in a layer's type."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    difference = float(np.abs(session.run(None, {"X": x})[0] - outputs).max())
+    if not difference <= _PARITY * max(1.0, float(np.abs(outputs).max())):
+        raise SpecError(
+            f"the exported net's outputs differ from PyTorch's by {difference:.2g}: a layer does more than its type "
+            "says (a hook, a forward of its own), or runs in half precision; export plain float32 layers"
+        )
 
 
 def fold_batch_norm(net: nn.Sequential) -> list[nn.Module]:
@@ -104,10 +124,25 @@ def _scaled_outputs(layer: nn.Conv2d | nn.Linear, scale: Tensor, shift: Tensor) 
     """A copy of ``layer`` whose outputs are multiplied by ``scale`` and moved by ``shift``."""
     weight = layer.weight.detach().double()
     bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.detach().double()
-    folded = copy.deepcopy(layer)
+    folded: nn.Conv2d | nn.Linear
+    if isinstance(layer, nn.Conv2d):
+        folded = nn.Conv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            layer.groups,
+            padding_mode=layer.padding_mode,
+        )
+    else:
+        folded = nn.Linear(layer.in_features, layer.out_features)
+    folded.to(layer.weight.device)
     with torch.no_grad():
         folded.weight.copy_(weight * scale.view(-1, *[1] * (weight.ndim - 1)))
-    folded.bias = nn.Parameter((bias * scale + shift).to(layer.weight.dtype))
+        assert folded.bias is not None
+        folded.bias.copy_(bias * scale + shift)
     return folded
 
 

@@ -218,9 +218,10 @@ class Query:
         for form in self._assertions:
             parts = form[1:] if isinstance(form, list) and form[:1] == ["or"] else [form]
             disjuncts = [list(self._atoms(part)) for part in parts]
-            if len(disjuncts) * sum(len(case.alternatives) for case in cases) > _MOST_CASES:
+            of_outputs = all(kind == "Y" for atoms in disjuncts for kind, _ in atoms)
+            if len(disjuncts) * (len(cases[0].alternatives) if of_outputs else len(cases)) > _MOST_CASES:
                 raise self._fault(f"its disjunctions multiply out to more than {_MOST_CASES} boxes or alternatives")
-            if all(kind == "Y" for atoms in disjuncts for kind, _ in atoms):
+            if of_outputs:
                 added = tuple(tuple(linear for _, linear in atoms) for atoms in disjuncts)
                 cases = [_with_alternatives(case, added) for case in cases]
             else:

@@ -237,14 +237,14 @@ def _one(root: Path, one: Instance, verifier: Verifier, category: str, folder: P
 
 
 def _run(root: Path, one: Instance, outcome: Outcome) -> Run:
-    """The line of results that an outcome makes, its counterexample replayed where it can be."""
-    fault, message = "", outcome.message
+    """The line of results that an outcome makes; a counterexample that cannot be replayed is no answer."""
+    result, fault, message = outcome.answer.result, "", outcome.message
     try:
         fault = _fault(root, one, outcome.answer)
     except (CheckpointError, DataError) as error:
-        message = f"its counterexample cannot be replayed: {error}"
+        result, message = "error", f"it answers {result}, but its counterexample cannot be replayed: {error}"
     times = round(outcome.prepare_seconds, 3), round(outcome.seconds, 3)
-    return Run(one.name, one.onnx, one.vnnlib, times[0], outcome.answer.result, times[1], fault=fault, message=message)
+    return Run(one.name, one.onnx, one.vnnlib, times[0], result, times[1], fault=fault, message=message)
 
 
 def _fault(root: Path, one: Instance, answer: Answer) -> str:
