@@ -232,6 +232,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: ((r / "metadata.json").unlink(), (r / "metadata.json").mkdir()),
         "metadata.json cannot be read",
     ),
+    "no vendored module": (lambda r: (r / "vendor/cure_plugin/files.py").unlink(), "files.py is missing"),
+    "weights elsewhere": (lambda r: weights_elsewhere(r / "onnx/net.onnx"), "keeps weights in another file"),
+    "one seed": (
+        lambda r: (r / "generate_properties.py").write_text(
+            (r / "generate_properties.py").read_text().replace("int(sys.argv[1])", "1")
+        ),
+        "the same instances with seeds 1 and 2",
+    ),
     "link to nothing": (lambda r: (r / "more.txt").symlink_to("nowhere"), "more.txt is a link"),
     "junk beside a claim": (
         lambda r: (r / "witnesses" / f"{claimed(r, 'robust')}.txt").write_text("junk"),
@@ -247,6 +255,12 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 def other_net(root: Path) -> Path:
     write_model(onnx_model(small_net("plain")[:-1], (1, 8, 8)), root.parent / "other.onnx")
     return root.parent / "other.onnx"
+
+
+def weights_elsewhere(path: Path) -> None:
+    import onnx
+
+    onnx.save_model(onnx.load(path), path, save_as_external_data=True, location="net.data", size_threshold=0)
 
 
 def add_softmax(path: Path) -> None:
@@ -573,6 +587,8 @@ def test_a_torn_file_is_one_error(root: Path, tool: Callable[..., str], tmp_path
         ("name: 2024-13-45\nrun: [a]", "month must be"),
         (f"name: a\nrun: [0x{'f' * 6000}]", "digits"),
         ("name: a\nrun: [b]\ngrace: .inf", "grace must be finite"),
+        ("name: a\nrun: ['{onnx:>9999999999}']", "is malformed"),
+        ("name: a\nrun: ['{onnx']", "is malformed"),
         ("name: a\nrun: [b]\ngrace: soon", "grace must be a number"),
     ],
 )

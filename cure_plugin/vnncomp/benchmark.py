@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from cure_plugin.errors import CureError
+from cure_plugin.errors import CureError, OutputError
 from cure_plugin.vnncomp.generate import GENERATED, STRATA
 from cure_plugin.vnncomp.graphs import input_shape, output_size, read_model
 from cure_plugin.vnncomp.instances import Instance, base_name, read_instances
 from cure_plugin.vnncomp.query import Query, read_query, read_text
 from cure_plugin.vnncomp.replay import Answer, Network, fault_of, read_answer
+from cure_plugin.vnncomp.root import VENDORED
 from cure_plugin.vnncomp.vnnlib import VERSIONS
 
 LONGEST = 21_600
@@ -35,8 +36,13 @@ _FILES = ("generate_properties.py", "spec.yaml", "candidates.json", "candidates.
 
 
 def faults(folder: Path) -> list[str]:
-    """Everything that is wrong with the generated root in ``folder``; empty where nothing is."""
-    missing = [name for name in (*_FILES, "instances.csv", "onnx", "vnnlib") if not (folder / name).exists()]
+    """Everything that is wrong with the generated root in ``folder``; empty where nothing is.
+
+    Raises:
+        OutputError: there is no room for a copy to generate in.
+    """
+    needed = (*_FILES, "instances.csv", "onnx", "vnnlib", *(f"vendor/cure_plugin/{name}" for name in VENDORED))
+    missing = [name for name in needed if not (folder / name).exists()]
     if missing:
         return [f"{name} is missing" for name in missing]
     found = list(_sizes(folder))
@@ -102,7 +108,8 @@ def _network_sizes(path: Path) -> tuple[int, int]:
     operators = {node.op_type for node in model.graph.node}
     if operators - _OPERATORS:
         raise CureError(f"{path.name} uses {', '.join(sorted(operators - _OPERATORS))}")
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
+    stored = onnx.load(path, load_external_data=False)
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in stored.graph.initializer):
         raise CureError(f"{path.name} keeps weights in another file")
     Network(path)
     return int(np.prod(input_shape(model))), output_size(model)
@@ -190,27 +197,44 @@ def _middle(query: Query) -> Answer:
 
 
 def _generator_faults(folder: Path) -> Iterator[str]:
-    """Run the generator again, in a copy, with the seed of ``metadata.json``: the same files have to come out."""
+    """Run the generator again, in a copy: the seed of ``metadata.json`` leaves the same files, the next seed others."""
     try:
-        seed = str(json.loads((folder / "metadata.json").read_text()).get("seed"))
-    except (OSError, ValueError, AttributeError):
-        return  # said before
+        seed = int(json.loads((folder / "metadata.json").read_text())["seed"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        yield f"metadata.json names no seed: {error!r}"
+        return
     with tempfile.TemporaryDirectory(prefix="cure-bench-") as scratch:
         copy = Path(scratch) / folder.resolve().name
-        shutil.copytree(folder, copy)
-        for name in GENERATED:
-            shutil.rmtree(copy / name, ignore_errors=True)
-        command = [sys.executable, "generate_properties.py", seed]
-        run = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
-        if run.returncode:
-            yield f"generate_properties.py {seed} ended with {run.returncode}: {run.stderr.strip()[-300:]}"
+        try:
+            shutil.copytree(folder, copy)
+        except OSError as error:
+            raise OutputError(f"cannot copy {folder} to {scratch}: make room there, or set TMPDIR") from error
+        again = _generated(copy, seed)
+        if isinstance(again, str):
+            yield again
             return
-        for name in sorted(set(_contents(folder)) ^ set(_contents(copy))):
+        there = _contents(folder)
+        for name in sorted(set(there) ^ set(again)):
             yield f"generate_properties.py {seed} does not leave the same files: {name}"
-        again = _contents(copy)
-        for name, content in _contents(folder).items():
-            if name in again and again[name] != content:
+        for name in sorted(set(there) & set(again)):
+            if again[name] != there[name]:
                 yield f"generate_properties.py {seed} writes another {name}"
+        other = _generated(copy, seed + 1)
+        if isinstance(other, str):
+            yield other
+        elif other["instances.csv"] == again["instances.csv"]:
+            yield f"generate_properties.py draws the same instances with seeds {seed} and {seed + 1}"
+
+
+def _generated(copy: Path, seed: int) -> dict[str, bytes] | str:
+    """What the generator leaves, or what went wrong."""
+    for name in GENERATED:
+        shutil.rmtree(copy / name, ignore_errors=True)
+    command = [sys.executable, "generate_properties.py", str(seed)]
+    run = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+    if run.returncode:
+        return f"generate_properties.py {seed} ended with {run.returncode}: {run.stderr.strip()[-300:]}"
+    return _contents(copy)
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import string
 import subprocess
 import sys
 import tempfile
@@ -58,10 +59,12 @@ class Verifier:
             raise SpecError(f"grace must be finite and >= 0 seconds, got {self.grace!r}")
         for part in (*self.run, *self.prepare):
             try:
-                part.format(**dict.fromkeys(_PLACEHOLDERS, ""))
-            except (KeyError, IndexError, ValueError, AttributeError) as error:
+                found = [field for field in string.Formatter().parse(part) if field[1] is not None]
+            except ValueError:
+                found = [(part, part, "", None)]
+            if any(name not in _PLACEHOLDERS or form or conversion for _, name, form, conversion in found):
                 known = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
-                raise SpecError(f"verifier {self.name}: {part!r} is malformed; placeholders are {known}") from error
+                raise SpecError(f"verifier {self.name}: {part!r} is malformed; placeholders are {known}")
 
 
 VERIFIERS = {
@@ -152,6 +155,8 @@ def ask(
         if status is None:
             return Outcome(Answer("timeout"), prepared, seconds)
         try:
+            if results.exists() and not results.is_file():
+                raise DataError(f"{results} is no plain file")
             return Outcome(read_answer(results), prepared, seconds)
         except DataError as error:
             return Outcome(Answer("error"), prepared, seconds, f"{error}; it ended with {status}: {output}")
