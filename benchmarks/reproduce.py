@@ -69,7 +69,7 @@ def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Pa
     started = time.perf_counter()
     texts = SETTINGS[setting]
     records = certify_dataset(
-        Certifier(net, trainer.spec.input_shape),
+        Certifier(net, trainer.spec.input_shape, batch_size=100),  # few images of a batch are left to later stages
         test,
         [set_spec(text) for text in texts],
         folder / "results.jsonl",

@@ -138,10 +138,11 @@ class CoupledBounds:
         for node in nodes:
             if node.name in state.boxes:
                 self._tighten(node, state, effort)
-        found, _ = self._optimise(state, None, effort.margins)
+        asked = _first(known.margins <= target.unsqueeze(1))
+        found, _ = self._optimise(state, None, _at(specification, asked), effort.margins)
+        margins = known.margins.scatter(1, asked, torch.fmax(known.margins.gather(1, asked), found))
         # no lower bound of the whole set lies above the clean margin, whatever rounding says
-        margins = torch.fmax(known.margins, torch.minimum(found, at_clean))
-        return replaced(known, margins=margins, boxes=state.boxes), at_clean
+        return replaced(known, margins=torch.minimum(margins, at_clean), boxes=state.boxes), at_clean
 
     def _tighten(self, node: Any, state: _State, effort: _Effort) -> None:
         """Intersect the box of a ReLU's input with what radii and coupled bounds say, then set its radius."""
@@ -150,9 +151,8 @@ class CoupledBounds:
             reach = self._radii.reach(node, state.start, boxes, state.clean)
             reach = reach + 4 * torch.finfo(value.dtype).eps * value.abs()
             boxes[node.name] = _intersection(boxes[node.name], (value - reach, value + reach))
-        iterations = effort.layers if value.ndim == 2 else effort.convolutions
-        if state.radius and iterations:
-            boxes[node.name] = _intersection(boxes[node.name], self._optimise(state, node, iterations))
+        if state.radius:
+            self._optimise_box(node, state, effort)
         with torch.no_grad():
             lower, upper = boxes[node.name]
             own = torch.maximum(value - lower, upper - value).clamp(min=0).flatten(1).norm(dim=1)
@@ -160,31 +160,63 @@ class CoupledBounds:
             rounding = torch.finfo(value.dtype).eps * value.flatten(1).norm(dim=1)
             state.radius[node.name] = radius * (1 + 1e-6) + rounding
 
+    def _optimise_box(self, node: Any, state: _State, effort: _Effort) -> None:
+        """Intersect the box of a ReLU's input with optimised coupled bounds of its unstable neurons."""
+        lower, upper = state.boxes[node.name]
+        unstable = (lower < 0) & (upper > 0)
+        iterations = effort.layers if lower.ndim == 2 else effort.convolutions
+        if iterations == 0 or not bool(unstable.any()):
+            return
+        if lower.ndim == 2:  # each sample's own neurons; auto_LiRPA's choice is what is unstable in any sample
+            asked = _first(unstable)
+            rows = _at(torch.eye(lower.shape[1]).to(lower).expand(len(lower), -1, -1), asked)
+            found = self._optimise(state, node, rows, iterations)
+            low, high = _intersection((lower.gather(1, asked), upper.gather(1, asked)), found)
+            state.boxes[node.name] = lower.scatter(1, asked, low), upper.scatter(1, asked, high)
+        else:
+            state.boxes[node.name] = _intersection((lower, upper), self._optimise(state, node, None, iterations))
+
     @torch.enable_grad()
-    def _optimise(self, state: _State, node: Any, iterations: int) -> Box:
-        """Best bounds over slopes and multipliers: (lower, upper) of ``node``; for None of the margins (upper: inf)."""
-        coupling = Coupling(node or self.bounded.final_node(), state.clean, state.radius)
+    def _optimise(self, state: _State, node: Any, rows: Tensor | None, iterations: int) -> Box:
+        """Best bounds over slopes and multipliers: (lower, upper) of ``rows`` (B, k, n) over ``node``'s values.
+
+        For ``node`` None they are rows over the logits and the upper bounds are infinite; for ``rows`` None the
+        bounds are those of all of a convolution's outputs.
+        """
+        start = node or self.bounded.final_node()
+        coupling = Coupling(start, state.clean, state.radius)
+        inputs = (BoundedTensor(state.x, state.perturbation),)
         given = {name: [*box] for name, box in state.boxes.items() if node is None or name != node.name}
-        reference = {} if node is None else {node.name: [*state.boxes[node.name]]}
+
+        def ask() -> Box:
+            known = {BOXES_ARGUMENT: given}
+            if rows is not None:
+                lower, upper = self.bounded.compute_bounds(
+                    x=inputs, C=rows, method="CROWN", final_node_name=start.name, bound_upper=node is not None, **known
+                )
+                return lower, torch.full_like(lower, torch.inf) if upper is None else upper
+            # auto_LiRPA bounds a convolution's outputs, in patches mode, only on the way to something else
+            self.bounded.compute_bounds(
+                x=inputs,
+                C=state.specification,
+                method="CROWN",
+                bound_upper=False,
+                aux_reference_bounds={node.name: [*state.boxes[node.name]]},
+                **known,
+            )
+            return node.lower, node.upper
+
         optimiser: torch.optim.Adam | None = None
         best: Box | None = None
         for step in range(iterations):
             with coupled(coupling):
-                margins, _ = self.bounded.compute_bounds(
-                    x=(BoundedTensor(state.x, state.perturbation),),
-                    C=state.specification,
-                    method="CROWN",
-                    bound_upper=False,
-                    aux_reference_bounds=reference,
-                    **{BOXES_ARGUMENT: given},
-                )
-            bounds = (margins, torch.full_like(margins, torch.inf)) if node is None else (node.lower, node.upper)
+                bounds = ask()
             found = bounds[0].detach(), bounds[1].detach()
             best = found if best is None else _intersection(best, found)
             settled = node is None and bool((best[0] > state.target.unsqueeze(1)).all())
             if step + 1 == iterations or settled or not coupling.slopes:
                 break
-            loss = -margins.sum() if node is None else (bounds[1] - bounds[0]).sum()
+            loss = -bounds[0].sum() if node is None else (bounds[1] - bounds[0]).sum()
             slopes = list(coupling.slopes.values())
             optimiser = optimiser or torch.optim.Adam(slopes, lr=self.learning_rate)
             for slope, gradient in zip(slopes, torch.autograd.grad(loss, slopes, allow_unused=True), strict=True):
@@ -196,6 +228,17 @@ class CoupledBounds:
             optimiser.param_groups[0]["lr"] *= _DECAY
         assert best is not None
         return best
+
+
+def _first(wanted: Tensor) -> Tensor:
+    """Positions of each sample's ``wanted`` entries, (B, N) bool; (B, k), filled up with others to the longest."""
+    count = max(1, int(wanted.sum(1).amax()))
+    return wanted.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
+def _at(rows: Tensor, positions: Tensor) -> Tensor:
+    """Rows (B, R, n) at ``positions`` (B, k), (B, k, n)."""
+    return rows.gather(1, positions.unsqueeze(2).expand(-1, -1, rows.shape[2]))
 
 
 def _intersection(one: Box, other: Box) -> Box:
