@@ -82,6 +82,12 @@ def beyond(encoding: Encoding, generator: np.random.Generator) -> list[np.ndarra
             point = (low + high) / 2 if len(wanted.boxes) == 1 else wanted.boxes[0][0].copy()
             point[index] = end[index] + sign * 1e-3
             points.append(point)
+    if len(wanted.boxes) > 1:  # inside the hull, but in no box
+        for _ in range(50):
+            point = low + generator.random(len(low)) * (high - low)
+            if all(max((a - point).max(), (point - b).max()) > 1e-3 for a, b in wanted.boxes):
+                points.append(point)
+                break
     if wanted.ball is not None:
         direction = generator.normal(size=len(low))
         direction *= (wanted.ball.radius + 1e-3) / np.linalg.norm(direction)
@@ -156,6 +162,19 @@ def test_exact_encodings_hold_nothing_but_the_set(images: Tensor) -> None:
         if encode(exported("plain")[1], images[0], 0, built(text), name).exact
     }
     assert ("R(10)", "planes") in inexact and ("l2=0.5", "box") in inexact and ("patch=3x3", "boxes") not in inexact
+
+
+@pytest.mark.parametrize("text, name, version", [("l2=0.01", "distance", "1.0"), ("l2=0.01", "ball", "2.0")])
+def test_the_tolerance_of_a_small_ball_is_small(text: str, name: str, version: str, images: Tensor) -> None:
+    """1e-4 of a squared radius of 1e-4 would be a ball of another size."""
+    encoding = encode(exported("plain")[1], images[0], 0, built(text), name)
+    query = Query(vnnlib_text(encoding.wanted, version))
+    centre = images[0].flatten().double().numpy()
+    for radius, inside in ((0.009, True), (0.0101, False), (0.0135, False)):
+        moved = centre + np.where(centre > 0.5, -1, 1) * radius / 8  # 64 pixels
+        point = np.concatenate([centre, moved]) if name == "distance" else moved
+        values = np.array([0.0, 1.0, 0.0] + [radius**2] * (name == "distance"))
+        assert query.satisfied(point, values, 1e-4) == inside, radius
 
 
 def test_one_network_serves_all_images_where_they_are_pinned(images: Tensor) -> None:
@@ -332,6 +351,13 @@ def test_an_earlier_list_does_not_outlive_its_net(images: Tensor, tmp_path: Path
     assert (tmp_path / "instances.csv").exists()
     export_instances(exported("normalize")[0], data, [], tmp_path)
     assert not (tmp_path / "instances.csv").exists()
+
+
+def test_a_label_that_is_no_class_is_found_before_anything_is_written(images: Tensor, tmp_path: Path) -> None:
+    data = ImageData((images * 255).to(torch.uint8), torch.tensor([0, 1, 3]), 4)
+    with pytest.raises(SpecError, match="label 3 of image 2: the net has 3 classes"):
+        export_instances(exported("plain")[0], data, [set_spec("linf=0.1")], tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_sets_of_similar_text_get_files_of_their_own(images: Tensor, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_net
+from test_encodings import SETS, built
 
 from cure_plugin import PerturbationPatch
 from cure_plugin.export import encode, onnx_model, read_query, write_vnnlib
@@ -64,3 +65,32 @@ def test_marabou_never_contradicts_us(tmp_path: Path) -> None:
             agreed["sat"] += (theirs.result, ours.verdict) == ("sat", "violated")
             agreed["unsat"] += (theirs.result, ours.verdict) == ("unsat", "robust")
     assert decided >= 20 and min(agreed.values()) >= 2, (decided, agreed)
+
+
+@pytest.mark.parametrize("text", SETS)
+def test_every_file_of_version_1_reads_in_marabou(text: str, tmp_path: Path) -> None:
+    """The file, with as many bare inputs and outputs as it speaks of; its reader knows distances and unions too."""
+    core = pytest.importorskip("maraboupy.MarabouCore")
+    torch.manual_seed(0)
+    model = onnx_model(small_net("plain"), (1, 8, 8))
+    x = torch.rand(1, 8, 8)
+    for name in SETS[text]:
+        wanted = encode(model, x, 0, built(text), name)
+        if "1.0" not in wanted.versions:
+            continue
+        path = tmp_path / "p.vnnlib"
+        write_vnnlib(path, wanted.wanted)
+        query = read_query(path)
+        read = core.InputQuery()
+        read.setNumberOfVariables(query.inputs + query.outputs)
+        for index in range(query.inputs):
+            read.markInputVariable(index, index)
+        for index in range(query.outputs):
+            read.markOutputVariable(query.inputs + index, index)
+        with contextlib.redirect_stdout(io.StringIO()):
+            core.loadProperty(read, str(path))
+        if len(wanted.wanted.boxes) > 1:
+            continue  # a disjunction, not bounds
+        lower, upper = query.box()
+        for index in range(query.inputs):
+            assert (read.getLowerBound(index), read.getUpperBound(index)) == (lower[index], upper[index])

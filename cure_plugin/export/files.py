@@ -16,7 +16,7 @@ from cure_plugin.export.abcrown import write_abcrown
 from cure_plugin.export.encodings import Encoding, default_encoding, encode
 from cure_plugin.export.onnx_net import onnx_model
 from cure_plugin.sets import SetSpec
-from cure_plugin.vnncomp.graphs import write_model
+from cure_plugin.vnncomp.graphs import output_size, write_model
 from cure_plugin.vnncomp.instances import Instance, write_instances
 from cure_plugin.vnncomp.vnnlib import write_vnnlib
 
@@ -43,13 +43,16 @@ def export_instances(
         timeout: seconds per instance.
 
     Raises:
-        SpecError: a set that the encoding or the version cannot say, a timeout that is not > 0.
+        SpecError: a set that the encoding or the version cannot say, a timeout that is not > 0, a label that is no
+            class of the net.
         OutputError: a file cannot be written.
     """
     if not 0 < timeout < float("inf"):
         raise SpecError(f"timeout must be finite and > 0, got {timeout!r}")
     plain = onnx_model(net, data.shape)
     x, y = data.batch(slice(0, len(data)))
+    if len(y) and int(y.max()) >= output_size(plain):
+        raise SpecError(f"label {int(y.max())} of image {int(y.argmax())}: the net has {output_size(plain)} classes")
     firsts = [_first(plain, x[0], int(y[0]), spec, encoding, version) for spec in sets]  # before anything is written
     try:
         (folder / "instances.csv").unlink(missing_ok=True)  # an earlier list would speak of the new net

@@ -24,6 +24,9 @@ _OPERATIONS: dict[str, Callable[[float, float], float]] = {
     "*": lambda a, b: a * b,
 }
 
+_LEAST_SIZE = 1e-3
+"""Values below it are given the tolerance of this one: outputs are float32 numbers."""
+
 _ROUNDING = 1e-6
 """Of float32 outputs, relative to the larger one; less than what our certificates ask for beyond 0."""
 
@@ -149,8 +152,10 @@ class Query:
         """Whether flattened ``inputs`` and ``outputs`` satisfy every assertion.
 
         Args:
-            tolerance: by how much an inequality may be missed that speaks of inputs, or of a single output (as of
-                a measured distance). Comparisons of outputs may then be missed by float32's rounding, no more.
+            tolerance: by how much an inequality may be missed that bounds one input. What speaks of a single output
+                (as of a measured distance) or of several inputs (as a sum of squares) may be missed by that share
+                of its value below 1: of a small ball's squared radius, no more than leaves it that ball.
+                Comparisons of outputs may then be missed by float32's rounding, no more.
 
         Raises:
             DataError: another number of values than of variables, or an assertion that is not understood.
@@ -170,9 +175,14 @@ class Query:
                 return any(self._holds(part, values, tolerance) for part in parts)
             case ["<=" | ">=" | "=" | "==" as relation, left, right]:
                 one, other = self._value(left, values), self._value(right, values)
-                difference, slack = one - other, tolerance
-                if len({name for name in self._variables_in(form) if self._index[name][0] == "Y"}) > 1:
-                    slack = min(tolerance, _ROUNDING * max(1.0, abs(one), abs(other)))
+                difference, slack, size = one - other, tolerance, max(abs(one), abs(other))
+                kinds = [self._index[name][0] for name in set(self._variables_in(form))]
+                if kinds.count("Y") > 1:
+                    slack = min(tolerance, _ROUNDING * max(1.0, size))
+                elif kinds != ["X"] or (
+                    not any(isinstance(side, str) and side in self._index for side in (left, right))
+                ):
+                    slack = tolerance * min(1.0, max(size, _LEAST_SIZE))
                 return (relation == ">=" or difference <= slack) and (relation == "<=" or difference >= -slack)
             case _:
                 raise self._fault(f"unknown assertion {str(form)[:60]}")

@@ -1,6 +1,7 @@
 """ONNX classifiers with other inputs or outputs: layers put in front of a net, a distance beside its logits.
 
-The layers are made of Conv, Relu, Flatten, Reshape, Gemm, MatMul, Mul and Add, which every verifier of VNN-COMP reads.
+The layers are made of Conv, Relu, Flatten, Reshape, Gemm, MatMul and Add, which every verifier of VNN-COMP reads. An
+l2 distance takes a Mul of a difference with itself too, which not all of them do (Marabou refuses it).
 """
 
 from __future__ import annotations
