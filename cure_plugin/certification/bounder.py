@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cure_plugin.attacks import worst_margin_loss
 from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.bounds.margins import Box, LayerBounds, crown_bounds, lower_margins
 from cure_plugin.bounds.memory import bytes_per_image
@@ -19,6 +20,10 @@ Bounds are computed in the net's own precision with rounding to nearest; in floa
 nets err by a few 1e-6 of their terms' size. Casting the net and the images to float64 leaves the margin far above
 the error.
 """
+
+_BEYOND_REACH = 3.0
+"""Share of the clean margin: images whose bound lies further below 0 over CROWN's boxes are not tried with alpha-CROWN's
+own. On the nets that were measured it proved none beyond 1.5, at ten times the first step's work."""
 
 
 class Bounder:
@@ -89,8 +94,8 @@ class Bounder:
     def _alpha(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, known: LayerBounds | None) -> Tensor:
         """alpha-CROWN, (B,): first, where boxes are known, of the margins alone; then of what is left in full.
 
-        Boxes that coupling made are better than alpha-CROWN's own, so they stay, and what coupling found hopeless
-        keeps its bound.
+        Boxes that coupling made are better than alpha-CROWN's own, so they stay. What coupling found hopeless keeps
+        its bound, and so does what the first step leaves beyond :data:`_BEYOND_REACH`.
         """
         if known is None:
             return self._optimised(x, y, perturbation, None)
@@ -100,7 +105,10 @@ class Bounder:
             return bounds
         boxes = known.select(some).boxes
         bounds[some] = torch.fmax(bounds[some], self._optimised(x[some], y[some], perturbation.select(x, some), boxes))
-        left = (~(bounds > self.required_margin(x))).nonzero().flatten()
+        with torch.no_grad():
+            clean = -worst_margin_loss(self.net(x), y).cpu()
+        undecided = ~(bounds > self.required_margin(x))
+        left = (undecided & (bounds >= -_BEYOND_REACH * clean.clamp(min=0))).nonzero().flatten()
         if left.numel() and not known.coupled:
             bounds[left] = torch.fmax(
                 bounds[left], self._optimised(x[left], y[left], perturbation.select(x, left), None)
