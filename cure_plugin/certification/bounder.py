@@ -22,8 +22,8 @@ the error.
 """
 
 _BEYOND_REACH = 3.0
-"""Share of the clean margin: images whose bound lies further below 0 over CROWN's boxes are not tried with alpha-CROWN's
-own. On the nets that were measured it proved none beyond 1.5, at ten times the first step's work."""
+"""Share of the clean margin: images whose bound lies further below 0 over CROWN's boxes are not tried with
+alpha-CROWN's own. On the nets that were measured it proved none beyond 1.5, at ten times the first step's work."""
 
 
 class Bounder:
