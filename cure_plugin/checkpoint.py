@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The contents of a checkpoint, loaded with ``weights_only=True``.
 
     Raises:
-        CheckpointError: missing, truncated, or no checkpoint of ours.
+        CheckpointError: missing, truncated, damaged, or no checkpoint of ours.
     """
     payload = _load(path)
     if not isinstance(payload, dict) or payload.get("format") != _FORMAT:
@@ -43,8 +44,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _load(path: str | Path) -> Any:
     try:
+        if zipfile.is_zipfile(path):  # torch itself does not look at the checksums that it writes
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"its part {damaged} is damaged")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises almost anything on a file that is no checkpoint
+    except Exception as error:  # zipfile and torch raise almost anything on a file that is no checkpoint
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch would advise to load it unsafely
             reason = "it is no file of tensors and plain values, and nothing else is loaded"

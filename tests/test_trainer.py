@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cure_plugin.checkpoint import load_checkpoint, load_net
+from cure_plugin.checkpoint import load_checkpoint, load_net, save_checkpoint
 from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import CheckpointError, OutputError, SpecError
+from cure_plugin.nets import NetSpec, build_net
 from cure_plugin.training import Recipe, SetRecipe, Trainer, load_recipe
 from cure_plugin.training.recipe import recipe_from_mapping, shipped_recipes
 
@@ -122,6 +123,19 @@ def test_another_recipe_in_the_folder_is_refused(data: ImageData, tmp_path: Path
     Trainer(replace(RECIPE, epochs=2, ramp_epochs=0), data, tmp_path).run()
     with pytest.raises(CheckpointError, match="another recipe"):
         Trainer(RECIPE, data, tmp_path)
+
+
+def test_a_flipped_bit_of_a_weight_is_found(tmp_path: Path) -> None:
+    spec = NetSpec("cnn_tiny", (1, 28, 28))
+    net = build_net(spec)
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, spec, net)
+    content = bytearray(path.read_bytes())
+    weights = net[0].weight.detach().numpy().tobytes()
+    content[content.index(weights) + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"part .*data/\d+ is damaged"):
+        load_net(path)
 
 
 def test_a_truncated_checkpoint_is_named(data: ImageData, tmp_path: Path) -> None:
