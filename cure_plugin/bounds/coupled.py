@@ -138,7 +138,7 @@ class CoupledBounds:
         for node in nodes:
             if node.name in state.boxes:
                 self._tighten(node, state, effort)
-        asked = _first(known.margins <= target.unsqueeze(1))
+        asked = _first(~(known.margins > target.unsqueeze(1)))  # NaN is no answer
         found, _ = self._optimise(state, None, _at(specification, asked), effort.margins)
         margins = known.margins.scatter(1, asked, torch.fmax(known.margins.gather(1, asked), found))
         # no lower bound of the whole set lies above the clean margin, whatever rounding says
