@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from ledger import RESULTS, record
+from torch import nn
 
 from cure_plugin.certification import Certifier, certify_dataset, summarize
 from cure_plugin.cli.options import read_overrides
@@ -47,6 +48,22 @@ IMAGES = 1000
 """Test images of the ledger's runs."""
 
 
+def trained(
+    setting: str, method: str, overrides: dict[str, Any], options: argparse.Namespace
+) -> tuple[Trainer, nn.Sequential]:
+    """A method's net, and first of all the one that it starts from; what is trained already is not trained again."""
+    name, folder = f"{setting}/{method}", options.out / setting / f"{method}-{overrides['seed']}"
+    recipe = load_recipe(name, overrides)
+    if recipe.start:
+        start = recipe.start.partition("/")[2]
+        trained(setting, start, {"seed": overrides["seed"]}, options)
+        checkpoint = folder.with_name(f"{start}-{overrides['seed']}") / "checkpoint.pt"
+        recipe = load_recipe(name, {**overrides, "start": str(checkpoint)})
+    train, test = (load_data(recipe.data, part, options.data) for part in (True, False))
+    trainer = Trainer(recipe, train, folder, options.device, test.first(min(500, options.images)))
+    return trainer, trainer.run(progress=options.progress).cpu()
+
+
 def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Path:
     """Train and certify one net; returns the ledger's file."""
     name = f"reproduce/{setting}-{method}-{seed}"
@@ -55,16 +72,8 @@ def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Pa
     path = folder / "figures.json" if attempt else RESULTS / f"{name}.json"
     if path.exists():
         return path
-    overrides: dict[str, Any] = {"seed": seed, **read_overrides(options.overrides)}
-    recipe = load_recipe(f"{setting}/{method}", overrides)
-    if recipe.start:
-        start = options.out / setting / f"{recipe.start.partition('/')[2]}-{seed}"
-        recipe = load_recipe(f"{setting}/{method}", {**overrides, "start": str(start / "checkpoint.pt")})
-    test = load_data(recipe.data, False, options.data).first(options.images)
-    trainer = Trainer(
-        recipe, load_data(recipe.data, True, options.data), folder, options.device, test.first(min(500, len(test)))
-    )
-    net = trainer.run(progress=options.progress).cpu()
+    trainer, net = trained(setting, method, {"seed": seed, **read_overrides(options.overrides)}, options)
+    test = load_data(trainer.recipe.data, False, options.data).first(options.images)
     test = test.centre_crop(*trainer.spec.input_shape[1:])
     started = time.perf_counter()
     texts = SETTINGS[setting]
@@ -81,7 +90,7 @@ def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Pa
         "method": method,
         "radii": list(texts),
         "images": len(test),
-        "epochs": recipe.epochs,
+        "epochs": trainer.recipe.epochs,
         "overrides": options.overrides,
         "threads": torch.get_num_threads(),
         "device": options.device,
