@@ -472,6 +472,20 @@ Path(results).write_text(witness.read_text() if witness.exists() else mode + chr
 """
 
 
+def test_one_answer_that_cannot_be_replayed_is_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, given = tmp_path / "r", tmp_path / "given"
+    line_net(root, -1.0)
+    (root / "q.vnnlib").write_text((root / "p.vnnlib").read_text()[:40])
+    given.mkdir()
+    for name in ("net_p", "net_q"):
+        (given / f"{name}.txt").write_text("sat\n((X_0 0.5))\n")
+    write_instances(root / "instances.csv", [Instance("net.onnx", f"{one}.vnnlib", 5) for one in "pq"])
+    command = ["check", str(root / "instances.csv"), "--counterexamples", str(given), "--out", str(tmp_path / "o.csv")]
+    assert main(command) == 2
+    assert "1 of 2 answers cannot be read or replayed" in capsys.readouterr().err
+    assert [line.split(",")[4] for line in (tmp_path / "o.csv").read_text().split()] == ["sat", "error"]
+
+
 @pytest.fixture
 def tool(root: Path, tmp_path: Path) -> Iterator[Callable[..., str]]:
     """Writes the YAML of a verifier that answers what it is told, and ``sat`` where there is a witness."""

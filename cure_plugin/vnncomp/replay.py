@@ -77,7 +77,7 @@ def answer_text(answer: Answer) -> str:
     if answer.inputs is None:
         return f"{answer.result}\n"
     pairs = [("X", answer.inputs), ("Y", np.zeros(0) if answer.outputs is None else answer.outputs)]
-    lines = [f"({kind}_{i} {float(value):.9g})" for kind, values in pairs for i, value in enumerate(values)]
+    lines = [f"({kind}_{i} {float(value)!r})" for kind, values in pairs for i, value in enumerate(values)]
     return f"{answer.result}\n(" + "\n".join(lines) + ")\n"
 
 

@@ -98,7 +98,8 @@ def _from_mapping(source: str, content: Any) -> Verifier:
     values = dict(content)
     for key in ("run", "prepare"):
         command = values.get(key, [])
-        if not isinstance(command, list) or not all(isinstance(part, str | int | float) for part in command):
+        words = isinstance(command, list) and all(isinstance(part, str | int | float) for part in command)
+        if not words or any(isinstance(part, bool) for part in command):  # YAML reads true and no as booleans
             raise SpecError(f"{source}: {key} must be a list of words, got {command!r}")
         values[key] = tuple(command)
     if not isinstance(values.get("environment", {}), Mapping):

@@ -257,8 +257,8 @@ def _net_name(candidate: dict[str, Any], version: str) -> str:
 
 
 def _witness(point: np.ndarray) -> bytes:
-    """A counterexample as verifiers write it."""
-    lines = [f"(X_{i} {value:.9g})" for i, value in enumerate(point.astype(np.float64))]
+    """A counterexample as verifiers write it; every digit of its float32 numbers, so that no rounding leaves the set."""
+    lines = [f"(X_{i} {float(value)!r})" for i, value in enumerate(point)]
     return ("sat\n(" + "\n".join(lines) + ")\n").encode()
 
 
