@@ -257,7 +257,7 @@ def _net_name(candidate: dict[str, Any], version: str) -> str:
 
 
 def _witness(point: np.ndarray) -> bytes:
-    """A counterexample as verifiers write it; every digit of its float32 numbers, so that no rounding leaves the set."""
+    """A counterexample as verifiers write it, with every digit, so that no rounding leaves the set."""
     lines = [f"(X_{i} {float(value)!r})" for i, value in enumerate(point)]
     return ("sat\n(" + "\n".join(lines) + ")\n").encode()
 
