@@ -108,7 +108,7 @@ class Bounder:
         with torch.no_grad():
             clean = -worst_margin_loss(self.net(x), y).cpu()
         undecided = ~(bounds > self.required_margin(x))
-        left = (undecided & (bounds >= -_BEYOND_REACH * clean.clamp(min=0))).nonzero().flatten()
+        left = (undecided & ~(bounds < -_BEYOND_REACH * clean.clamp(min=0))).nonzero().flatten()
         if left.numel() and not known.coupled:
             bounds[left] = torch.fmax(
                 bounds[left], self._optimised(x[left], y[left], perturbation.select(x, left), None)
