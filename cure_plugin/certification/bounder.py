@@ -105,14 +105,15 @@ class Bounder:
             return bounds
         boxes = known.select(some).boxes
         bounds[some] = torch.fmax(bounds[some], self._optimised(x[some], y[some], perturbation.select(x, some), boxes))
+        if known.coupled:
+            return bounds
         with torch.no_grad():
             clean = -worst_margin_loss(self.net(x), y).cpu()
         undecided = ~(bounds > self.required_margin(x))
         left = (undecided & ~(bounds < -_BEYOND_REACH * clean.clamp(min=0))).nonzero().flatten()
-        if left.numel() and not known.coupled:
-            bounds[left] = torch.fmax(
-                bounds[left], self._optimised(x[left], y[left], perturbation.select(x, left), None)
-            )
+        if left.numel():
+            full = self._optimised(x[left], y[left], perturbation.select(x, left), None)
+            bounds[left] = torch.fmax(bounds[left], full)
         return bounds
 
     def _optimised(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, boxes: dict[str, Box] | None) -> Tensor:

@@ -179,9 +179,7 @@ class Query:
                 kinds = [self._index[name][0] for name in set(self._variables_in(form))]
                 if kinds.count("Y") > 1:
                     slack = min(tolerance, _ROUNDING * max(1.0, size))
-                elif kinds != ["X"] or (
-                    not any(isinstance(side, str) and side in self._index for side in (left, right))
-                ):
+                elif kinds != ["X"] or not any(isinstance(side, str) and side in self._index for side in (left, right)):
                     slack = tolerance * min(1.0, max(size, _LEAST_SIZE))
                 return (relation == ">=" or difference <= slack) and (relation == "<=" or difference >= -slack)
             case _:
