@@ -116,5 +116,6 @@ def plot(results: Path, setting: str, path: Path) -> None:
     axes.grid(alpha=0.3)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    with pyplot.rc_context({"svg.hashsalt": setting}):  # the same runs give the same file
+        figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
