@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import yaml
 from ledger import record_rows
+from runs import trained
 from torch import nn
 
 from cure_plugin.certification import Certifier, certify_dataset, summarize
@@ -26,7 +27,6 @@ from cure_plugin.checkpoint import load_net
 from cure_plugin.datasets import load_data
 from cure_plugin.nets import NetSpec
 from cure_plugin.sets import set_spec
-from cure_plugin.training import Trainer, load_recipe
 
 SPECS = Path(__file__).parent / "generalization"
 
@@ -53,15 +53,6 @@ def certify(
     }
 
 
-def trained(recipe_name: str, folder: Path, data: Path | None) -> tuple[NetSpec, nn.Sequential, dict[str, Any]]:
-    """(net's spec, net, what training took) of a recipe."""
-    recipe = load_recipe(recipe_name)
-    trainer = Trainer(recipe, load_data(recipe.data, True, data), folder)
-    net = trainer.run(progress=True)
-    seconds = round(sum(entry["seconds"] for entry in trainer.history), 1)
-    return trainer.spec, net, {"recipe": recipe_name, "epochs": recipe.epochs, "train_seconds": seconds}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Certified shares of seen and unseen sets.")
     parser.add_argument("spec", choices=sorted(path.stem for path in SPECS.glob("*.yaml")))
@@ -78,7 +69,10 @@ def main() -> None:
         if source.endswith(".pt"):
             net_spec, net = load_net(Path(source))
         else:
-            net_spec, net, about = trained(source, folder, options.data)
+            trainer = trained(source, {}, lambda method: options.out / "nets" / method, options.data)
+            net_spec, net = trainer.spec, trainer.net
+            seconds = round(sum(entry["seconds"] for entry in trainer.history), 1)
+            about = {"recipe": source, "epochs": trainer.recipe.epochs, "train_seconds": seconds}
         row = {"net": name, **about, **certify(options.spec, net, net_spec, folder, options.images, options.data)}
         rows.append(row)
         shares = ", ".join(f"{key} {share:.3f}" for key, share in row["certified"].items())

@@ -17,18 +17,16 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from ledger import RESULTS, record
-from torch import nn
+from runs import trained
 
 from cure_plugin.certification import Certifier, certify_dataset, summarize
 from cure_plugin.cli.options import read_overrides
 from cure_plugin.datasets import load_data
 from cure_plugin.files import write_text
 from cure_plugin.sets import set_spec
-from cure_plugin.training import Trainer, load_recipe
 
 SETTINGS = {
     "small_mnist_small": ("linf=0.1", "l2=0.5", "l1=1.0"),
@@ -48,22 +46,6 @@ IMAGES = 1000
 """Test images of the ledger's runs."""
 
 
-def trained(
-    setting: str, method: str, overrides: dict[str, Any], options: argparse.Namespace
-) -> tuple[Trainer, nn.Sequential]:
-    """A method's net, and first of all the one that it starts from; what is trained already is not trained again."""
-    name, folder = f"{setting}/{method}", options.out / setting / f"{method}-{overrides['seed']}"
-    recipe = load_recipe(name, overrides)
-    if recipe.start:
-        start = recipe.start.partition("/")[2]
-        trained(setting, start, {"seed": overrides["seed"]}, options)
-        checkpoint = folder.with_name(f"{start}-{overrides['seed']}") / "checkpoint.pt"
-        recipe = load_recipe(name, {**overrides, "start": str(checkpoint)})
-    train, test = (load_data(recipe.data, part, options.data) for part in (True, False))
-    trainer = Trainer(recipe, train, folder, options.device, test.first(min(500, options.images)))
-    return trainer, trainer.run(progress=options.progress).cpu()
-
-
 def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Path:
     """Train and certify one net; returns the ledger's file."""
     name = f"reproduce/{setting}-{method}-{seed}"
@@ -72,11 +54,20 @@ def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Pa
     path = folder / "figures.json" if attempt else RESULTS / f"{name}.json"
     if path.exists():
         return path
-    trainer, net = trained(setting, method, {"seed": seed, **read_overrides(options.overrides)}, options)
+    trainer = trained(
+        f"{setting}/{method}",
+        {"seed": seed, **read_overrides(options.overrides)},
+        lambda other: options.out / setting / f"{other}-{seed}",
+        options.data,
+        device=options.device,
+        test_images=min(500, options.images),
+        progress=options.progress,
+    )
     test = load_data(trainer.recipe.data, False, options.data).first(options.images)
     test = test.centre_crop(*trainer.spec.input_shape[1:])
     started = time.perf_counter()
     texts = SETTINGS[setting]
+    net = trainer.net.cpu()
     records = certify_dataset(
         Certifier(net, trainer.spec.input_shape, batch_size=100),  # few images of a batch are left to later stages
         test,

@@ -23,6 +23,7 @@ import bench_training
 import ledger
 import reproduce
 import reproduce_report
+import runs
 
 
 @pytest.mark.parametrize("angle", bench_sets.ANGLES)
@@ -93,10 +94,11 @@ def test_reproduce_trains_certifies_records_once_and_reports(
 ) -> None:
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(ledger, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(reproduce, "load_data", lambda name, train, root: load_data(name, train).first(40))
+    for module in (reproduce, runs):
+        monkeypatch.setattr(module, "load_data", lambda name, train, root: load_data(name, train).first(40))
     monkeypatch.setattr(reproduce, "IMAGES", 4)
     quick = {"data": "mnist-slice", "epochs": 2, "natural_epochs": 1, "ramp_epochs": 0, "batch_size": 20}
-    monkeypatch.setattr(reproduce, "load_recipe", lambda name, more: load_recipe(name, {**quick, **more}))
+    monkeypatch.setattr(runs, "load_recipe", lambda name, more: load_recipe(name, {**quick, **more}))
     arguments = ["small_mnist_small", "--methods", "linf", "finetune", "--images", "4", "--no-progress"]
     command = ["reproduce.py", *arguments, "--seeds", "0", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", command)
@@ -109,7 +111,7 @@ def test_reproduce_trains_certifies_records_once_and_reports(
     assert {"clean", "certified", "union", "train_seconds", "certify_seconds", "overrides"} <= set(figures) and entry[
         "seed"
     ] == 0
-    monkeypatch.setattr(reproduce, "Trainer", None)  # what is in the ledger is not run again
+    monkeypatch.setattr(runs, "Trainer", None)  # what is in the ledger is not run again
     reproduce.main()
     assert capsys.readouterr().out == first
     monkeypatch.undo()
@@ -147,14 +149,13 @@ def test_generalization_certifies_what_the_lists_say(tmp_path: Path, monkeypatch
     (tmp_path / "tiny.yaml").write_text("{data: mnist-slice, images: 2, seen: [linf=0.01], unseen: [C(1), linf=0.02]}")
     monkeypatch.setattr(ledger, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(bench_generalization, "SPECS", tmp_path)
-    monkeypatch.setattr(
-        bench_generalization, "load_data", lambda name, train, data: load_data(name, train, data).first(200)
-    )
-    monkeypatch.setattr(bench_generalization, "load_recipe", lambda name: load_recipe(name, quick))
+    for module in (bench_generalization, runs):
+        monkeypatch.setattr(module, "load_data", lambda name, train, data: load_data(name, train, data).first(200))
+    monkeypatch.setattr(runs, "load_recipe", lambda name, more: load_recipe(name, {**quick, **more}))
     command = ["bench_generalization.py", "tiny", "--images", "2", "--out", str(tmp_path / "out"), "--record"]
     monkeypatch.setattr(sys, "argv", [*command, "linf=slice/linf"])
     bench_generalization.main()
-    monkeypatch.setattr(sys, "argv", [*command, f"again={tmp_path / 'out' / 'linf' / 'checkpoint.pt'}"])
+    monkeypatch.setattr(sys, "argv", [*command, f"again={tmp_path / 'out' / 'nets' / 'linf' / 'checkpoint.pt'}"])
     bench_generalization.main()
     rows = json.loads((tmp_path / "results" / "generalization.json").read_text())["figures"]["rows"]
     assert [row["net"] for row in rows] == ["linf", "again"] and rows[0]["certified"] == rows[1]["certified"]
@@ -172,7 +173,8 @@ def test_shipped_lists_of_sets_make_sense() -> None:
 
 def test_tries_stay_out_of_the_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(reproduce, "load_data", lambda name, train, root: load_data(name, train).first(40))
+    for module in (reproduce, runs):
+        monkeypatch.setattr(module, "load_data", lambda name, train, root: load_data(name, train).first(40))
     changes = ["data=mnist-slice", "epochs=1", "natural_epochs=1", "ramp_epochs=0"]
     arguments = ["small_mnist_small", *changes, "--methods", "linf", "--images", "2", "--no-progress"]
     monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments, "--seeds", "0", "--out", str(tmp_path / "out")])
