@@ -37,7 +37,8 @@ bench-certify: $(READY)
 # A training step over its floor; what training carries over to unseen sets.
 bench-training: $(READY)
 	$(BIN)/python benchmarks/bench_training.py --record
-	$(BIN)/python benchmarks/bench_generalization.py slice linf=slice/linf universal=slice/universal --record
+	$(BIN)/python benchmarks/bench_generalization.py slice linf=slice/linf universal=slice/universal finetune=slice/universal_finetune --record
+	$(BIN)/python benchmarks/bench_generalization.py slice_unseen linf=slice/linf finetune=slice/universal_finetune --record
 
 # The methods of the small MNIST settings at equal radii and epochs, with ablations; resumes.
 reproduce: $(READY)

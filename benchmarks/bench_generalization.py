@@ -69,7 +69,7 @@ def main() -> None:
         if source.endswith(".pt"):
             net_spec, net = load_net(Path(source))
         else:
-            trainer = trained(source, {}, lambda method: options.out / "nets" / method, options.data)
+            trainer = trained(source, {}, lambda name: options.out / "nets" / name, options.data)
             net_spec, net = trainer.spec, trainer.net
             seconds = round(sum(entry["seconds"] for entry in trainer.history), 1)
             about = {"recipe": source, "epochs": trainer.recipe.epochs, "train_seconds": seconds}

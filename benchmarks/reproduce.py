@@ -57,7 +57,7 @@ def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Pa
     trainer = trained(
         f"{setting}/{method}",
         {"seed": seed, **read_overrides(options.overrides)},
-        lambda other: options.out / setting / f"{other}-{seed}",
+        lambda name: options.out / f"{name}-{seed}",
         options.data,
         device=options.device,
         test_images=min(500, options.images),

@@ -27,20 +27,19 @@ def trained(
     Args:
         name: ``SETTING/METHOD``.
         overrides: keys of the recipe to change; of a net that the recipe starts from only the ``seed``.
-        folder: a method's folder, also of the one that the recipe starts from.
+        folder: where a recipe of this name is trained, also the one that this one starts from.
         data: data root, None for ``CURE_DATA``.
         device: where to train.
         test_images: test images of the log's figures, None for no such figures.
         progress: bars on standard error.
     """
-    method = name.rpartition("/")[2]
     recipe = load_recipe(name, overrides)
     if recipe.start and "start" not in overrides:
         start, about = recipe.start, {key: overrides[key] for key in ("seed",) if key in overrides}
         trained(start, about, folder, data, device=device, test_images=test_images, progress=progress)
-        checkpoint = folder(start.rpartition("/")[2]) / "checkpoint.pt"
+        checkpoint = folder(start) / "checkpoint.pt"
         recipe = load_recipe(name, {**overrides, "start": str(checkpoint)})
     test = None if test_images is None else load_data(recipe.data, False, data).first(test_images)
-    trainer = Trainer(recipe, load_data(recipe.data, True, data), folder(method), device, test)
+    trainer = Trainer(recipe, load_data(recipe.data, True, data), folder(name), device, test)
     trainer.run(progress=progress)
     return trainer

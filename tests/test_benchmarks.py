@@ -155,7 +155,9 @@ def test_generalization_certifies_what_the_lists_say(tmp_path: Path, monkeypatch
     command = ["bench_generalization.py", "tiny", "--images", "2", "--out", str(tmp_path / "out"), "--record"]
     monkeypatch.setattr(sys, "argv", [*command, "linf=slice/linf"])
     bench_generalization.main()
-    monkeypatch.setattr(sys, "argv", [*command, f"again={tmp_path / 'out' / 'nets' / 'linf' / 'checkpoint.pt'}"])
+    monkeypatch.setattr(
+        sys, "argv", [*command, f"again={tmp_path / 'out' / 'nets' / 'slice' / 'linf' / 'checkpoint.pt'}"]
+    )
     bench_generalization.main()
     rows = json.loads((tmp_path / "results" / "generalization.json").read_text())["figures"]["rows"]
     assert [row["net"] for row in rows] == ["linf", "again"] and rows[0]["certified"] == rows[1]["certified"]

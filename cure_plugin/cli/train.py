@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 import torch
 
 from cure_plugin.cli.options import read_overrides
 from cure_plugin.datasets import load_data
 from cure_plugin.errors import SpecError
-from cure_plugin.files import write_text
 from cure_plugin.training import Trainer, load_recipe
 
 _LOGGED_IMAGES = 500
@@ -32,5 +30,4 @@ def train(options: argparse.Namespace) -> None:
     if trainer.epochs_done:
         print(f"found {trainer.epochs_done} of {recipe.epochs} epochs in {options.out}")
     trainer.run(progress=True)
-    write_text(options.out / "training.jsonl", "".join(json.dumps(entry) + "\n" for entry in trainer.history))
     print(f"trained: {options.out / 'checkpoint.pt'}")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cure_plugin.attacks import pgd_variables
 from cure_plugin.errors import SpecError
 from cure_plugin.folding import AttackNet
+from cure_plugin.nets import Normalize
 from cure_plugin.sets import PerturbationSet
 from cure_plugin.training.alignment import bound_alignment, certified
 from cure_plugin.training.batch_norm import clean_statistics, normalising_by
@@ -117,8 +118,8 @@ class CureObjective:
         weights: of ``joint``; equal and summing to 1 if empty.
         alignment: weight of bound alignment (the paper's lbd); 0 switches it off.
         align_from: name of the set q whose certified samples (by the elided vectors that the losses are made of)
-            are aligned to the others; ``weaker``
-            takes the set with fewer certified samples in the batch, ``both`` every set in turn.
+            are aligned to the others, the mean over those; ``weaker`` takes the set with fewer certified samples in
+            the batch, ``both`` the sum over every set in turn.
         regularizer: weight of the warm-up regulariser at the start of annealing; it falls to 0 with it. It watches
             the bounds of the first linf set, of the first set with bounds if there is none.
         attack_steps: PGD steps that look for each region.
@@ -209,7 +210,7 @@ class CureObjective:
             with normalising_by(statistics), relu_shrinking(bounded, self.relu_shrink):
                 results[k] = _loss_of(self.sets[k], bounded, model, *inputs[k], scaled[k], variables[k])
             if k == watched:
-                penalty = _regularizer(bounded)
+                penalty = warmup_regularizer(bounded, _input_width(bounded, model))
         penalty = self.regularizer * (1 - scale) * penalty
         aligned = self._alignment(list(results.values()))
         loss = self._combine([result.values for result in results.values()]) + self.alignment * aligned + penalty
@@ -254,7 +255,7 @@ class CureObjective:
         elif self.align_from != "both":
             sources = [self.names.index(self.align_from)]  # type: ignore[assignment]
         pairs = [(q, r) for q in sources for r in range(len(vectors)) if r != q]
-        return torch.stack([bound_alignment(vectors[q], vectors[r]) for q, r in pairs]).sum()
+        return torch.stack([bound_alignment(vectors[q], vectors[r]) for q, r in pairs]).sum() / (len(vectors) - 1)
 
     def _figures(self, results: dict[int, SetLoss], aligned: Tensor, penalty: Tensor) -> dict[str, float]:
         means = {"alignment": aligned, "regularizer": penalty}
@@ -292,7 +293,8 @@ def _loss_of(
     return adversarial_loss(model, x, y, perturbation, variable)
 
 
-def _regularizer(bounded: BoundedModule) -> Tensor:
-    """The warm-up regulariser by the bounds of the set that was last bounded."""
+def _input_width(bounded: BoundedModule, model: nn.Module) -> Tensor:
+    """Widths of the box that was last bounded, as the first layer with weights to learn sees it."""
     lower, upper = next(node for node in bounded.modules() if type(node).__name__ == "BoundInput").interval[:2]
-    return warmup_regularizer(bounded, upper - lower)
+    first = next(model.children(), None)
+    return first(upper) - first(lower) if isinstance(first, Normalize) else upper - lower

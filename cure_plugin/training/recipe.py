@@ -44,7 +44,8 @@ class Recipe:
     """Everything that determines a training run.
 
     Attributes:
-        data: data set name. net: net name. batch_norm: BatchNorm after every hidden layer.
+        data: data set name. net: net name. batch_norm: BatchNorm after every hidden layer. mean, std: of the input's
+            channels, normalised inside the net; none if empty.
         sets: what to train for.
         strategy, weights, alignment, align_from, regularizer, attack_steps, relu_shrink, amp, channels_last: see
             :class:`CureObjective`.
@@ -53,7 +54,7 @@ class Recipe:
         start: file of a trained net to go on from (CURE-Finetune): a checkpoint, or a plain state_dict.
         epochs: in all. natural_epochs: plain training first. ramp_epochs: annealing after those.
         batch_size, learning_rate, milestones (epochs), decay (factor at each milestone).
-        l1_penalty: weight of the parameters' l1 norm. clip: largest gradient l2 norm.
+        l1_penalty: weight of the parameters' l1 norm. clip: largest gradient l2 norm, 0 for any.
         flip, crop, pad: of training images, see :func:`augmented`; nets take inputs of the crop's size.
         seed: of initialisation, order and attacks.
 
@@ -67,6 +68,8 @@ class Recipe:
     epochs: int
     ramp_epochs: float
     batch_norm: bool = False
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     strategy: str = "max"
     weights: tuple[float, ...] = ()
     alignment: float = 0.0
@@ -96,10 +99,10 @@ class Recipe:
             raise SpecError(f"unknown data set {self.data!r}; known: {', '.join(DATASETS)}")
         if self.net not in NETS:
             raise SpecError(f"unknown net {self.net!r}; known: {', '.join(NETS)}")
-        for name in ("epochs", "batch_size", "learning_rate", "decay", "clip"):
+        for name in ("epochs", "batch_size", "learning_rate", "decay"):
             if not getattr(self, name) > 0:
                 raise SpecError(f"{name} must be > 0, got {getattr(self, name)!r}")
-        for name in ("ramp_epochs", "natural_epochs", "l1_penalty", "regularizer", "crop", "pad", "seed"):
+        for name in ("ramp_epochs", "natural_epochs", "l1_penalty", "clip", "regularizer", "crop", "pad", "seed"):
             if not getattr(self, name) >= 0:
                 raise SpecError(f"{name} must be >= 0, got {getattr(self, name)!r}")
         for name, value in vars(self).items():
@@ -111,6 +114,10 @@ class Recipe:
             raise SpecError(
                 f"annealing ends after epoch {self.natural_epochs + self.ramp_epochs:g}, but there are {self.epochs} "
                 "epochs: the sets would never reach their size; raise epochs or lower ramp_epochs"
+            )
+        if len(self.mean) != len(self.std) or not all(0 < value < math.inf for value in self.std):
+            raise SpecError(
+                f"mean and std need one number per channel, std > 0; got {list(self.mean)} and {list(self.std)}"
             )
         if any(milestone < 0 for milestone in self.milestones):
             raise SpecError(f"milestones must be epochs >= 0, got {list(self.milestones)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from cure_plugin.bounds.module import bounded_module
 from cure_plugin.checkpoint import load_checkpoint, load_start, net_of, save_checkpoint
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import CheckpointError, OutputError, SpecError
+from cure_plugin.files import write_text
 from cure_plugin.nets import NetSpec, build_net
 from cure_plugin.training.augment import augmented
 from cure_plugin.training.epoch import natural_loss, run_epoch
@@ -36,8 +38,8 @@ class Trainer:
     Args:
         recipe: what to do.
         data: training images.
-        folder: where ``checkpoint.pt`` is kept after every epoch; an unfinished run found there is
-            resumed, a finished one reused. None keeps nothing.
+        folder: where ``checkpoint.pt`` and the log, ``training.jsonl``, are kept after every epoch; an unfinished run
+            found there is resumed, a finished one reused. None keeps nothing.
         device: where to train.
         test: images that the log's ``test.`` figures are of (see :func:`evaluate`); none without.
 
@@ -64,10 +66,12 @@ class Trainer:
         if recipe.crop > min(height, width):
             raise SpecError(f"crop {recipe.crop} is larger than the images of {recipe.data}, {height} x {width}")
         shape = (channels, recipe.crop or height, recipe.crop or width)
+        if recipe.mean and len(recipe.mean) != channels:
+            raise SpecError(f"mean and std need one number per channel ({channels}), got {list(recipe.mean)}")
         if len(data) < recipe.smallest_batch:
             raise SpecError(f"at least {recipe.smallest_batch} images are needed with batch_norm, got {len(data)}")
         self.test = None if test is None else test.centre_crop(*shape[1:])
-        self.spec = NetSpec(recipe.net, shape, data.classes, recipe.batch_norm)
+        self.spec = NetSpec(recipe.net, shape, data.classes, recipe.batch_norm, recipe.mean, recipe.std)
         self.net = build_net(self.spec, torch.Generator().manual_seed(recipe.seed)).to(self.device)
         self.objective = recipe.objective()
         for entry in self.objective.sets:  # refuse what does not fit now, not after the natural epochs
@@ -94,7 +98,7 @@ class Trainer:
             progress: show a bar with rate and time left on standard error.
 
         Raises:
-            SpecError: the loss is no longer finite. OutputError: a checkpoint cannot be written.
+            SpecError: a loss or a weight is no longer finite. OutputError: a checkpoint cannot be written.
         """
         batches = len(self._cut(torch.arange(len(self.data))))
         steps = [batches * (2 if self.recipe.projects(epoch) else 1) for epoch in range(self.recipe.epochs)]
@@ -103,11 +107,7 @@ class Trainer:
             for epoch in range(self.epochs_done, self.recipe.epochs):
                 started = time.perf_counter()
                 figures = self._epoch(epoch, bar)
-                if not math.isfinite(figures["loss"]):
-                    raise SpecError(
-                        f"the loss became {figures['loss']} in epoch {epoch + 1}, which is not kept; "
-                        "lower learning_rate or raise ramp_epochs"
-                    )
+                self._refuse_divergence(epoch, figures)
                 seconds = time.perf_counter() - started
                 if self.test is not None:
                     sets = [entry.perturbation for entry in self.objective.sets]
@@ -118,6 +118,18 @@ class Trainer:
                 bar.set_postfix(epoch=self.epochs_done, loss=f"{figures['loss']:.3f}")
                 self._save()
         return self.net.eval()
+
+    def _refuse_divergence(self, epoch: int, figures: dict[str, float]) -> None:
+        """The figures are of both epochs of a projection, and the weights have taken the last step too."""
+        values = dict(figures)
+        if not all(bool(parameter.isfinite().all()) for parameter in self.net.parameters()):
+            values["a weight"] = math.nan
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise SpecError(
+                    f"{name} became {value} in epoch {epoch + 1}, which is not kept; "
+                    "lower learning_rate or raise ramp_epochs"
+                )
 
     # -- one epoch -----------------------------------------------------------------------------
 
@@ -138,7 +150,9 @@ class Trainer:
         rate = self._set_rate(epoch, optimizer)
         batches = self._batches(epoch, bar)
         recipe = self.recipe
-        figures = run_epoch(self.net, batches, natural_loss(self.net), optimizer, recipe.l1_penalty, recipe.clip)
+        figures = run_epoch(
+            self.net, batches, natural_loss(self.net), optimizer, recipe.l1_penalty, recipe.clip or None
+        )
         return {**figures, "learning_rate": rate}
 
     def _certified(self, epoch: int, bar: tqdm) -> dict[str, float]:
@@ -156,7 +170,7 @@ class Trainer:
 
         batches = self._batches(epoch, bar)
         optimizer = self.certified_optimizer
-        figures = run_epoch(self.net, batches, loss, optimizer, recipe.l1_penalty, recipe.clip)
+        figures = run_epoch(self.net, batches, loss, optimizer, recipe.l1_penalty, recipe.clip or None)
         return {**figures, "learning_rate": rate}
 
     def _set_rate(self, epoch: int, optimizer: torch.optim.Optimizer) -> float:
@@ -187,6 +201,8 @@ class Trainer:
     def _save(self) -> None:
         if self.path is None:
             return
+        # before the checkpoint: a run killed between the two does the epoch again, and writes the same
+        write_text(self.path.with_name("training.jsonl"), "".join(json.dumps(entry) + "\n" for entry in self.history))
         save_checkpoint(
             self.path,
             self.spec,
