@@ -52,7 +52,7 @@ def _load(path: str | Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile and torch raise almost anything on a file that is no checkpoint
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch would advise to load it unsafely
+        if isinstance(error, pickle.UnpicklingError | KeyError):  # torch would advise to load it unsafely
             reason = "it is no file of tensors and plain values, and nothing else is loaded"
         raise CheckpointError(f"cannot read checkpoint {path}: {reason}; train again or fetch it anew") from error
 

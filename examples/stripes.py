@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cure_plugin import PerturbationPatch, PerturbationSet, register_perturbation
+from cure_plugin.errors import SpecError
 from cure_plugin.sets.rows import Rows
 
 
@@ -20,6 +21,8 @@ class PerturbationStripe(PerturbationSet):
 
     def __init__(self, thickness: int) -> None:
         super().__init__()
+        if thickness < 1:
+            raise SpecError(f"thickness must be at least 1 row, got {thickness!r}")
         self.thickness = thickness
         self.name = f"stripe{thickness}"
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from auto_LiRPA import BoundedModule
-from torch import nn
+from auto_LiRPA import __version__ as version
+from torch import Tensor, nn
 
+from cure_plugin.bounds.average_pool import mend_average_pools
+from cure_plugin.errors import SpecError
 from cure_plugin.modes import evaluation_mode
 
 BOUND_OPTIONS: dict[str, Any] = {
@@ -18,6 +22,12 @@ BOUND_OPTIONS: dict[str, Any] = {
     # 0.3 asserts that unstable neurons stay as many as when the alphas were made.
     "sparse_spec_alpha": False,
 }
+
+_SAME = 1e-3
+"""How far apart, relative to the largest, outputs of the same net may be by rounding."""
+
+_NO_PATCHES = ("BoundSub", "BoundMul", "BoundDiv", "BoundAveragePool")
+"""As of a normalisation ``(x - mean) / std`` that is no :class:`cure_plugin.nets.Normalize`."""
 
 
 @contextmanager
@@ -37,18 +47,61 @@ def bounded_module(
     """Wrap ``model`` (its parameters and buffers are shared) for inputs of shape (B, *input_shape).
 
     Args:
+        input_shape: without the batch axis, e.g. (1, 28, 28).
         options: auto_LiRPA's ``bound_opts`` on top of :data:`BOUND_OPTIONS`.
+
+    Raises:
+        SpecError: a shape that the model does not take, or a model whose graph auto_LiRPA gets wrong.
     """
-    reference = next(model.parameters())
+    reference = next(model.parameters(), torch.zeros(()))
     chosen = {**BOUND_OPTIONS, **(options or {})}
     if any(isinstance(module, nn.Conv2d) and module.groups != 1 for module in model.modules()):
         chosen["conv_mode"] = "matrix"  # patches mode bounds grouped convolutions wrongly, in both versions
-    example = torch.zeros(1, *input_shape, dtype=reference.dtype, device=reference.device)
+    try:
+        example = torch.zeros(1, *input_shape, dtype=reference.dtype, device=reference.device)
+        with evaluation_mode(model), torch.no_grad():
+            model(example)
+    except (TypeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SpecError(
+            f"input_shape {input_shape!r}, without the batch axis, does not fit the net: {reason}"
+        ) from error
     with evaluation_mode(model):  # tracing must neither change running statistics nor refuse a batch of one
-        bounded = BoundedModule(model, example, bound_opts=chosen, device=reference.device)
+        bounded = _traced(model, example, chosen)
+        if chosen.get("conv_mode") != "matrix" and _breaks_patches(bounded):
+            bounded = _traced(model, example, {**chosen, "conv_mode": "matrix"})
+        mend_average_pools(bounded)
     # auto_LiRPA shares parameters with the model but copies buffers: running statistics would go stale
     buffers = dict(model.named_buffers())
     for node in bounded.modules():
         if type(node).__name__ == "BoundBuffers" and node.ori_name in buffers:
             node.buffer = buffers[node.ori_name]
+    _compare(bounded, model, torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example))
     return bounded
+
+
+def _traced(model: nn.Module, example: Tensor, options: dict[str, Any]) -> BoundedModule:
+    try:
+        return BoundedModule(model, example, bound_opts=options, device=example.device)
+    except (NotImplementedError, AssertionError, RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0] or "an assertion fails"
+        layers = ", ".join(dict.fromkeys(type(part).__name__ for part in model.modules() if not [*part.children()]))
+        raise SpecError(f"auto_LiRPA {version} cannot read this net ({reason}); its layers: {layers}") from error
+
+
+def _compare(bounded: BoundedModule, model: nn.Module, x: Tensor) -> None:
+    """Refuse a graph that computes something else: bounds of it would not be the model's."""
+    with evaluation_mode(model), evaluation_mode(bounded), torch.no_grad():
+        expected, given = model(x), bounded(x)
+    if isinstance(expected, Tensor) and bool(expected.isfinite().all()):
+        apart = float((given - expected).abs().max()) if given.shape == expected.shape else math.inf
+        if not apart <= _SAME * (1 + float(expected.abs().max())):
+            raise SpecError(
+                f"auto_LiRPA reads another net than the model given: their outputs differ by {apart:.3g} at a random "
+                "input; replace the layer that it does not know (as a pooling with divisor_override)"
+            )
+
+
+def _breaks_patches(bounded: BoundedModule) -> bool:
+    """Whether some nodes cannot be bounded between convolutions in auto_LiRPA's patches mode: it fails on them."""
+    return any(type(node).__name__ in _NO_PATCHES for node in bounded.modules())

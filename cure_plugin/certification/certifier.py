@@ -56,7 +56,8 @@ class Certifier:
             unstable. A single image may need more.
 
     Raises:
-        SpecError: an unknown method or a number below 1.
+        SpecError: an unknown method, a number below 1, weights that are not finite, or a shape that the net does
+            not take.
     """
 
     def __init__(
@@ -85,6 +86,10 @@ class Certifier:
                 raise SpecError(f"{name} must be at least 1, got {value!r}")
         if not 0 < memory < math.inf:
             raise SpecError(f"memory must be a finite number of GiB above 0, got {memory!r}")
+        tensors = [*net.named_parameters(), *net.named_buffers()]
+        broken = [key for key, value in tensors if value.is_floating_point() and not bool(value.isfinite().all())]
+        if broken:
+            raise SpecError(f"{', '.join(broken)} of the net holds NaN or infinite values; certify another checkpoint")
         self.net = net.eval()
         self.input_shape = tuple(input_shape)
         self.methods = tuple(methods)
@@ -106,9 +111,12 @@ class Certifier:
             (one verdict per image, points (B, *input_shape): the counterexample where falsified, else x).
 
         Raises:
-            SpecError: shapes that do not fit the net, or images that the set refuses.
+            SpecError: shapes that do not fit the net, images that the set refuses, or no set of ours.
         """
         self._check(x, y)
+        if not isinstance(perturbation, PerturbationSet):
+            raise SpecError(f"perturbation must be a cure_plugin set, got {perturbation!r}; see set_spec(text).build()")
+        y = y.long()
         progress = Progress(x)
         needed = self.required_margin(x)
         clean_margin = self._margins(x, y)

@@ -9,10 +9,10 @@ from dataclasses import asdict
 
 from cure_plugin.certification import Certifier, certify_dataset, summarize
 from cure_plugin.certification.curves import certified_curves
-from cure_plugin.cli.options import CURVE_FACTORS, load_model, make_folder, read_set_options, settings_line
+from cure_plugin.cli.options import CURVE_FACTORS, load_model, read_set_options, settings_line
 from cure_plugin.datasets import load_data
 from cure_plugin.errors import MissingDependencyError, SpecError
-from cure_plugin.files import write_text
+from cure_plugin.files import make_folder, write_text
 from cure_plugin.nets import NetSpec
 from cure_plugin.report import image_table, summary_markdown, text_table, write_report
 from cure_plugin.report.plots import load_pyplot

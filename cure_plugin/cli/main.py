@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cure_plugin import __version__
 from cure_plugin.certification.certifier import METHODS
 from cure_plugin.cli.certify import certify
 from cure_plugin.cli.compare import compare
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cure", description="Multi-norm certified training on auto_LiRPA.")
+    parser.add_argument("--version", action="version", version=f"cure_plugin {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("train", help="train a net by a recipe")

@@ -10,7 +10,7 @@ from torch import nn
 
 from cure_plugin.certification import Certifier
 from cure_plugin.checkpoint import load_net, load_state_dict
-from cure_plugin.errors import OutputError, SpecError
+from cure_plugin.errors import SpecError
 from cure_plugin.export import read_onnx_net
 from cure_plugin.nets import NetSpec
 from cure_plugin.sets import SetSpec, read_sets, set_spec
@@ -49,18 +49,6 @@ def load_model(path: Path, named: NetSpec | None = None) -> tuple[nn.Module, tup
         return read_onnx_net(path)
     spec, net = load_net(path)
     return net, spec.input_shape
-
-
-def make_folder(path: Path) -> None:
-    """Create the folder where there is none.
-
-    Raises:
-        OutputError: it cannot be created.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot create folder {path}: {error}; choose a writable place") from error
 
 
 def settings_line(options: argparse.Namespace, specs: Sequence[SetSpec], certifier: Certifier) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from cure_plugin.certification import Certifier, certify_dataset, summarize
 from cure_plugin.certification.curves import certified_curves
-from cure_plugin.cli.options import CURVE_FACTORS, load_model, make_folder, read_set_options, settings_line
+from cure_plugin.cli.options import CURVE_FACTORS, load_model, read_set_options, settings_line
 from cure_plugin.datasets import load_data
 from cure_plugin.demo import CURVE_METHODS
 from cure_plugin.errors import SpecError
+from cure_plugin.files import make_folder
 from cure_plugin.report import text_table, write_report
 from cure_plugin.report.plots import load_pyplot
 
@@ -42,6 +43,8 @@ def _named_paths(texts: Sequence[str]) -> dict[str, Path]:
         name, separator, path = text.partition("=")
         if not separator:
             raise SpecError(f"a net is written name=checkpoint.pt, got {text!r}")
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise SpecError(f"a net's name becomes a folder's, so it is one without / or ..; got {name!r}")
         if name in paths:
             raise SpecError(f"two nets are named {name!r}; give each a name of its own")
         paths[name] = Path(path)

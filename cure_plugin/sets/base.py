@@ -59,6 +59,14 @@ class PerturbationSet(PerturbationLpNorm, ABC):
         if "partition" not in vars(cls) and "split_methods" not in vars(cls):
             cls.split_methods = ()  # the pieces of a parent class need not cover a set that refines it
 
+    def set_eps(self, eps: float | Tensor) -> None:
+        """auto_LiRPA's hook of eps schedulers, refused: only an lp ball has a radius.
+
+        Raises:
+            SpecError: always.
+        """
+        raise SpecError(f"{self!r} has no eps to set to {eps!r}; take scaled(factor) for a smaller or larger set")
+
     # -- what a set defines --------------------------------------------------------------------
 
     @abstractmethod

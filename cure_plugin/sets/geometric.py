@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cure_plugin.errors import SpecError
-from cure_plugin.sets.base import PerturbationSet, check_batch
+from cure_plugin.sets.base import PerturbationSet, check_batch, check_domain
 from cure_plugin.sets.geometry import interval_hull, linear_planes, parameter_names, parse_transformation, transform
 from cure_plugin.sets.rows import Rows, dot
 
@@ -57,9 +57,11 @@ class PerturbationGeometric(PerturbationSet):
         names: elementary transformations in the order they are applied, e.g. ("R", "Sh").
         lower, upper: ends of each parameter's range in its unit (degrees, pixels, percent, added value):
             one number per parameter, or tensors (B, D) with a box per sample.
+        domain: (lowest, highest) value of a clean pixel, so that a normalised image, of which 0 is not black, is
+            refused; None takes any. Transformed images are not cut to it.
 
     Raises:
-        SpecError: unknown names, a wrong number of parameters, a reversed or non-finite range.
+        SpecError: unknown names, a wrong number of parameters, a reversed or non-finite range, an empty domain.
 
     >>> PerturbationGeometric.parse("R(10)")
     PerturbationGeometric(('R',), [-10.0], [10.0])
@@ -67,7 +69,13 @@ class PerturbationGeometric(PerturbationSet):
 
     split_methods = ("CROWN",)
 
-    def __init__(self, names: Sequence[str], lower: Sequence[float] | Tensor, upper: Sequence[float] | Tensor) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        lower: Sequence[float] | Tensor,
+        upper: Sequence[float] | Tensor,
+        domain: tuple[float, float] | None = (0.0, 1.0),
+    ) -> None:
         super().__init__()
         self.names = tuple(names)
         self.lower = torch.as_tensor(lower, dtype=torch.float64)
@@ -83,7 +91,10 @@ class PerturbationGeometric(PerturbationSet):
             raise SpecError(f"parameter ranges must be finite with lower <= upper, got {lower!r} and {upper!r}")
         self.name = "".join(self.names)
         self.planes = True
-        self._cache: tuple[Any, Tensor, tuple[Tensor, ...]] | None = None
+        if domain is not None and not domain[0] < domain[1]:
+            raise SpecError(f"domain must be (lowest, highest) with lowest < highest, got {domain!r}")
+        self.domain = domain
+        self._cache: tuple[tuple[Tensor, Tensor, Tensor, bool], tuple[Tensor, ...]] | None = None
 
     @classmethod
     def parse(cls, text: str) -> PerturbationGeometric:
@@ -101,6 +112,8 @@ class PerturbationGeometric(PerturbationSet):
         check_batch(x)
         if x.ndim != 4:
             raise SpecError(f"a geometric set transforms images (B, C, H, W), got shape {tuple(x.shape)}")
+        if self.domain is not None:
+            check_domain(x, self.domain)
         if self.lower.ndim == 2 and self.lower.shape[0] != x.shape[0]:
             raise SpecError(f"the set has {self.lower.shape[0]} parameter boxes but x has {x.shape[0]} samples")
         shape = (x.shape[0], len(self.parameters))
@@ -108,8 +121,7 @@ class PerturbationGeometric(PerturbationSet):
 
     def _relaxed(self, x: Tensor) -> tuple[Tensor, ...]:
         """Hull (low, high) and planes (slopes and offsets) around ``x``, kept for the last images asked for."""
-        key = (x.data_ptr(), tuple(x.shape), x.stride(), x._version, x.dtype, x.device)
-        if self._cache is None or self._cache[0] != key:
+        if self._cache is None or not self._relaxes(*self._cache[0], x):
             # float64 ends: rounded to float32 they could lie inside the range that was asked for
             lower, upper = self._ranges(x.double())
             spatial = sum(name not in ("C", "B") for name in self.parameters)
@@ -117,8 +129,16 @@ class PerturbationGeometric(PerturbationSet):
                 hull = interval_hull(x, self.names, lower, upper, _HULL_PIECES.get(spatial, 2))
                 pieces = _PLANE_PIECES.get(spatial, 4)
                 planes = linear_planes(x, self.names, lower, upper, pieces) if self.planes else ()
-            self._cache = (key, x, (*hull, *planes))  # holding x keeps its memory from being used again
-        return self._cache[2]
+            # copies: images and ranges may be overwritten in place
+            of = (x.detach().clone(), self.lower.clone(), self.upper.clone(), self.planes)
+            self._cache = (of, (*hull, *planes))
+        return self._cache[1]
+
+    def _relaxes(self, images: Tensor, lower: Tensor, upper: Tensor, planes: bool, x: Tensor) -> bool:
+        """Whether what was computed for these is what ``x`` and the present ranges ask for."""
+        alike = images.shape == x.shape and images.dtype == x.dtype and images.device == x.device
+        ranges = torch.equal(lower, self.lower) and torch.equal(upper, self.upper)
+        return alike and planes == self.planes and ranges and torch.equal(images, x)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": None}
@@ -224,7 +244,7 @@ class PerturbationGeometric(PerturbationSet):
         return self._with(middle + (self.lower - middle) * factor, middle + (self.upper - middle) * factor)
 
     def _with(self, lower: Tensor, upper: Tensor) -> PerturbationGeometric:
-        other = PerturbationGeometric(self.names, lower, upper)
+        other = PerturbationGeometric(self.names, lower, upper, self.domain)
         other.name = self.name
         return other
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,8 @@ _L1_STEP_SHARE = 0.05
 
 class PerturbationLpBall(PerturbationSet):
     """All x' in the domain with ||x' - x||_p <= eps.
+
+    To auto_LiRPA it poses as a box (``norm`` is inf whatever the ball); the ball's own p is ``p``.
 
     Args:
         norm: 1, 2 or inf.
@@ -43,23 +46,32 @@ class PerturbationLpBall(PerturbationSet):
         self.p = float(norm)
         self.name = "linf" if self.p == math.inf else f"l{int(self.p)}"
         if domain is not None and not _is_interval(domain):
-            raise SpecError(f"domain must be (lowest, highest) with lowest <= highest, got {domain!r}")
+            raise SpecError(f"domain must be (lowest, highest) with lowest <= highest, got {shown_domain(domain)}")
         self.domain = domain
-        self.set_eps(eps)
+        self.eps = eps
 
-    def set_eps(self, eps: float | Tensor) -> None:
-        """Change the radius, as auto_LiRPA's eps schedulers do.
+    @property
+    def eps(self) -> float | Tensor:
+        """The radius, checked whenever it is set, as by auto_LiRPA's eps schedulers."""
+        return self._eps
 
-        Raises:
-            SpecError: negative or non-finite, or a tensor that is not (B,).
-        """
-        if not isinstance(eps, int | float | Tensor):
+    @eps.setter
+    def eps(self, eps: float | Tensor) -> None:
+        if not isinstance(eps, Real | Tensor):
             raise SpecError(f"eps must be a number or a tensor (B,), got {eps!r}")
         radius = torch.as_tensor(eps, dtype=torch.get_default_dtype() if not isinstance(eps, Tensor) else None)
         if radius.ndim > 1:
             raise SpecError(f"eps must be a number or one number per sample (B,), got shape {tuple(radius.shape)}")
         if not bool((torch.isfinite(radius) & (radius >= 0)).all()):
             raise SpecError(f"eps must be finite and >= 0, got {eps!r}")
+        self._eps = eps if isinstance(eps, Tensor) else float(eps)
+
+    def set_eps(self, eps: float | Tensor) -> None:
+        """auto_LiRPA's hook of eps schedulers.
+
+        Raises:
+            SpecError: negative or non-finite, or a tensor that is not (B,).
+        """
         self.eps = eps
 
     # -- geometry ------------------------------------------------------------------------------

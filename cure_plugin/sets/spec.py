@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from cure_plugin.errors import SpecError
+from cure_plugin.errors import CureError, SpecError
 from cure_plugin.sets.base import PerturbationSet
 from cure_plugin.sets.geometric import PerturbationGeometric
 from cure_plugin.sets.lp import PerturbationLpBall
@@ -101,7 +101,12 @@ class NamedSpec:
 
     def build(self) -> PerturbationSet:
         """The set itself."""
-        return registered(self.kind).build(self.parameters)
+        try:
+            return registered(self.kind).build(self.parameters)
+        except CureError:
+            raise
+        except (ValueError, TypeError, OverflowError) as error:  # a builder of somebody else
+            raise SpecError(f"set {self.kind!r} refuses the parameters {self.parameters!r}: {error}") from error
 
     def __str__(self) -> str:
         return self.parameters if self.kind == "geometric" else f"{self.kind}={self.parameters}"

@@ -15,6 +15,7 @@ from cure_plugin.errors import SpecError
 from cure_plugin.folding import AttackNet
 from cure_plugin.nets import Normalize
 from cure_plugin.sets import PerturbationSet
+from cure_plugin.sets.base import check_batch
 from cure_plugin.training.alignment import bound_alignment, certified
 from cure_plugin.training.batch_norm import clean_statistics, normalising_by
 from cure_plugin.training.losses import (
@@ -62,6 +63,8 @@ class TrainingSet:
     attack_step: float | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.perturbation, PerturbationSet):
+            raise SpecError(f"perturbation must be a cure_plugin set, got {type(self.perturbation).__name__}")
         name = self.perturbation.name
         if self.loss not in LOSSES:
             raise SpecError(f"unknown loss {self.loss!r} of {name}; known: {', '.join(LOSSES)}")
@@ -144,6 +147,9 @@ class CureObjective:
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        for entry in self.sets:
+            if not isinstance(entry, TrainingSet):
+                raise SpecError(f"sets must be TrainingSet(perturbation, ...), got {entry!r}")
         object.__setattr__(self, "names", tuple(s.perturbation.name for s in self.sets))
         if not self.sets or len(set(self.names)) != len(self.names):
             raise SpecError(f"sets must be at least one, each with a name of its own; got {list(self.names)}")
@@ -190,10 +196,11 @@ class CureObjective:
             generator: of the attacks' random starts and the random partition.
 
         Raises:
-            SpecError: a scale outside [0, 1].
+            SpecError: a scale outside [0, 1], or inputs that are no finite float batch.
         """
         if not 0 <= scale <= 1:
             raise SpecError(f"scale must lie in [0, 1], got {scale!r}")
+        check_batch(x)  # before BatchNorm's running statistics take anything in
         if self.strategy == "random":
             parts = random_partition(x.shape[0], len(self.sets), generator)
             chosen = [k for k, part in enumerate(parts) if len(part)]  # a batch may be smaller than the number of sets

@@ -18,7 +18,7 @@ from cure_plugin.bounds.module import bounded_module
 from cure_plugin.checkpoint import load_checkpoint, load_start, net_of, save_checkpoint
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import CheckpointError, OutputError, SpecError
-from cure_plugin.files import write_text
+from cure_plugin.files import make_folder, write_text
 from cure_plugin.nets import NetSpec, build_net
 from cure_plugin.training.augment import augmented
 from cure_plugin.training.epoch import natural_loss, run_epoch
@@ -90,6 +90,8 @@ class Trainer:
         elif recipe.start:
             self.net.load_state_dict(self._start_weights(recipe.start))
         self.bounded = bounded_module(self.net, shape)
+        if self.path is not None:
+            make_folder(self.path.parent)
 
     def run(self, progress: bool = False) -> nn.Sequential:
         """Train what is left to train and return the net in eval mode.
