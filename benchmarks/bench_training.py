@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from ledger import record
+from ledger import record_rows
 from torch.profiler import ProfilerActivity, profile
 
 from cure_plugin.bounds.module import bounded_module
@@ -137,7 +137,8 @@ def main() -> None:
         )
     if options.record:
         figures = {"threads": torch.get_num_threads(), "sets": SETS, "attack_steps": ATTACK_STEPS, "rows": rows}
-        record("training-step", "python benchmarks/bench_training.py", 0, figures)
+        command = f"python benchmarks/bench_training.py --nets {' '.join(options.nets)} --batch {options.batch}"
+        record_rows("training-step", command, figures, ("net", "batch"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ python benchmarks/reproduce.py small_mnist_small --methods scratch --seeds 2 --d
 python benchmarks/reproduce.py mnist_small --methods scratch --device cuda --data FOLDER
 
 A run that stopped goes on where it was; one that is done is not repeated. With overrides or other than 1,000 images a
-run is a try: its figures go to its folder below --out (give tries one of their own), not to the ledger.
+run is a try: it is certified on the last test images, so that nothing is chosen by those that the ledger reports, and
+its figures go to its folder below --out (give each try one of its own).
 `python benchmarks/ledger.py render` makes the tables and plots.
 """
 
@@ -24,9 +25,11 @@ from runs import trained
 
 from cure_plugin.certification import Certifier, certify_dataset, summarize
 from cure_plugin.cli.options import read_overrides
-from cure_plugin.datasets import load_data
+from cure_plugin.datasets import ImageData, load_data
+from cure_plugin.errors import SpecError
 from cure_plugin.files import write_text
 from cure_plugin.sets import set_spec
+from cure_plugin.training import load_recipe
 
 SETTINGS = {
     "small_mnist_small": ("linf=0.1", "l2=0.5", "l1=1.0"),
@@ -50,21 +53,27 @@ def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Pa
     """Train and certify one net; returns the ledger's file."""
     name = f"reproduce/{setting}-{method}-{seed}"
     folder = options.out / setting / f"{method}-{seed}"
+    overrides = {"seed": seed, **read_overrides(options.overrides)}
+    recipe = load_recipe(f"{setting}/{method}", overrides).to_mapping()
     attempt = bool(options.overrides) or options.images != IMAGES
     path = folder / "figures.json" if attempt else RESULTS / f"{name}.json"
-    if path.exists():
+    if path.exists() and not attempt:
+        if json.loads(path.read_text())["figures"].get("recipe", recipe) != recipe:
+            raise SpecError(f"{path} is of another recipe; delete it, and {folder}, to run the present one")
         return path
     trainer = trained(
         f"{setting}/{method}",
-        {"seed": seed, **read_overrides(options.overrides)},
+        overrides,
         lambda name: options.out / f"{name}-{seed}",
         options.data,
         device=options.device,
         test_images=min(500, options.images),
         progress=options.progress,
     )
-    test = load_data(trainer.recipe.data, False, options.data).first(options.images)
-    test = test.centre_crop(*trainer.spec.input_shape[1:])
+    test = load_data(trainer.recipe.data, False, options.data)
+    if attempt:
+        test = ImageData(test.images[-options.images :], test.labels[-options.images :], test.classes)
+    test = test.first(options.images).centre_crop(*trainer.spec.input_shape[1:])
     started = time.perf_counter()
     texts = SETTINGS[setting]
     net = trainer.net.cpu()
@@ -82,6 +91,7 @@ def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Pa
         "radii": list(texts),
         "images": len(test),
         "epochs": trainer.recipe.epochs,
+        "recipe": recipe,
         "overrides": options.overrides,
         "threads": torch.get_num_threads(),
         "device": options.device,

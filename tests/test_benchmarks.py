@@ -10,6 +10,7 @@ import pytest
 
 from cure_plugin.certification.report import set_names
 from cure_plugin.datasets import DATASETS, load_data
+from cure_plugin.errors import CheckpointError, SpecError
 from cure_plugin.sets import set_spec
 from cure_plugin.training import load_recipe
 
@@ -98,7 +99,8 @@ def test_reproduce_trains_certifies_records_once_and_reports(
         monkeypatch.setattr(module, "load_data", lambda name, train, root: load_data(name, train).first(40))
     monkeypatch.setattr(reproduce, "IMAGES", 4)
     quick = {"data": "mnist-slice", "epochs": 2, "natural_epochs": 1, "ramp_epochs": 0, "batch_size": 20}
-    monkeypatch.setattr(runs, "load_recipe", lambda name, more: load_recipe(name, {**quick, **more}))
+    for module in (reproduce, runs):
+        monkeypatch.setattr(module, "load_recipe", lambda name, more: load_recipe(name, {**quick, **more}))
     arguments = ["small_mnist_small", "--methods", "linf", "finetune", "--images", "4", "--no-progress"]
     command = ["reproduce.py", *arguments, "--seeds", "0", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", command)
@@ -111,9 +113,23 @@ def test_reproduce_trains_certifies_records_once_and_reports(
     assert {"clean", "certified", "union", "train_seconds", "certify_seconds", "overrides"} <= set(figures) and entry[
         "seed"
     ] == 0
+    assert figures["recipe"]["epochs"] == 2 and figures["recipe"]["start"] == "small_mnist_small/linf_slow"
+    monkeypatch.setattr(sys, "argv", [*command, "learning_rate=0.001", "--out", str(tmp_path / "try")])
+    reproduce.main()  # a try, so on other images, and not in the ledger
+    assert capsys.readouterr().out != first
+    tried = json.loads((tmp_path / "try" / "small_mnist_small" / "linf-0" / "figures.json").read_text())["figures"]
+    assert tried["overrides"] == ["learning_rate=0.001"] and tried["recipe"]["learning_rate"] == 0.001
+    monkeypatch.setattr(sys, "argv", [*command, "learning_rate=0.002", "--out", str(tmp_path / "try")])
+    with pytest.raises(CheckpointError, match="another recipe"):
+        reproduce.main()  # the folder of one try is not taken for another's
+    monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setattr(runs, "Trainer", None)  # what is in the ledger is not run again
     reproduce.main()
     assert capsys.readouterr().out == first
+    path = tmp_path / "results" / "reproduce" / "small_mnist_small-linf-0.json"
+    path.write_text(path.read_text().replace('"epochs": 2', '"epochs": 3'))
+    with pytest.raises(SpecError, match="is of another recipe; delete it"):
+        reproduce.main()
     monkeypatch.undo()
     text = reproduce_report.tables(tmp_path / "results")
     assert "| CURE-Finetune | 2 | 0 |" in text and "union, PGD leaves" in text
