@@ -18,6 +18,8 @@ ABLATIONS = (
     "l2_attack_only",
     "l2_box",
     "l2_single_box",
+    "gp_annealing",
+    "l2_larger",
 )
 NAMES = {
     "linf": "linf only (SABR)",
@@ -35,6 +37,8 @@ NAMES = {
     "l2_attack_only": "Max, lambda_2 = 0",
     "l2_box": "Max, l2 box of the paper",
     "l2_single_box": "l2 only, box of the paper",
+    "gp_annealing": "CURE-Scratch, GP while annealing too",
+    "l2_larger": "l2 only, radius x 1.5",
 }
 """Method -> what the tables call it."""
 

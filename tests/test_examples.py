@@ -69,3 +69,9 @@ class TestStripe(PerturbationTestCase):
 
     def test_pickles(self) -> None:
         """An example loaded by path is no importable module; packages are."""
+
+
+def test_your_own_net_is_certified_for_several_sets() -> None:
+    summary = load("certify_own_net").main()
+    assert set(summary.certified) == {"linf", "l2", "l1", "R(2)", "patch1x1"}
+    assert all(0 < share <= summary.clean for share in summary.certified.values()) and "universal" in summary.groups
