@@ -186,7 +186,7 @@ def test_shipped_lists_of_sets_make_sense() -> None:
     for path in bench_generalization.SPECS.glob("*.yaml"):
         spec = bench_generalization.yaml.safe_load(path.read_text())
         names = set_names([set_spec(text) for text in (*spec["seen"], *spec["unseen"])])
-        assert len(names) >= 4 and spec["data"] in DATASETS, path
+        assert len(names) >= 3 and spec["unseen"] and spec["data"] in DATASETS, path
 
 
 def test_tries_stay_out_of_the_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -145,11 +145,13 @@ def test_gradients_pass_through_average_pools() -> None:
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*given, strict=True))
 
 
-@pytest.mark.parametrize("layer", [nn.AvgPool2d(2, divisor_override=3), nn.AvgPool2d(3, ceil_mode=True), nn.ELU()])
+@pytest.mark.parametrize(
+    "layer", [nn.AvgPool2d(2, divisor_override=3), nn.AvgPool2d(3, ceil_mode=True), nn.ELU(), nn.Dropout(0.5)]
+)
 def test_layers_that_the_graph_gets_wrong_are_refused(layer: nn.Module) -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), layer, nn.Flatten(), nn.LazyLinear(3))
     net(torch.rand(1, 1, 9, 9))
-    with pytest.raises(SpecError, match=r"auto_LiRPA reads another net|cannot read this net .* its layers: Conv2d"):
+    with pytest.raises(SpecError, match=r"reads another net|cannot read this net .* its layers: Conv2d|bounds Dropout"):
         bounded_module(net.eval(), (1, 9, 9))
 
 

@@ -426,3 +426,9 @@ def test_a_run_killed_again_and_again_ends_in_the_same_weights(tmp_path: Path) -
     timeless = [[{**entry, "seconds": 0} for entry in payload["history"]] for payload in (whole, killed)]
     assert timeless[0] == timeless[1]
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["checkpoint.pt", "training.jsonl"]
+
+
+def test_other_images_in_the_folder_are_refused(data: ImageData, tmp_path: Path) -> None:
+    Trainer(replace(RECIPE, epochs=2, ramp_epochs=0), data, tmp_path).run()
+    with pytest.raises(CheckpointError, match="was trained on other images"):
+        Trainer(replace(RECIPE, epochs=2, ramp_epochs=0), data.first(100), tmp_path)

@@ -296,3 +296,22 @@ def test_inputs_are_normalised_inside_the_net() -> None:
     trainer = Trainer(recipe, load_data("mnist-slice", True).first(100))
     net = trainer.run()
     assert isinstance(net[0], Normalize) and trainer.spec.mean == (0.3,)
+
+
+def test_two_radii_of_one_norm_train_together(tmp_path: Path) -> None:
+    recipe = replace(
+        RECIPE,
+        sets=(SetRecipe("l2=0.1", 0.5), SetRecipe("l2=0.3", 0.5)),
+        alignment=0.5,
+        align_from="l2=0.3",
+        epochs=2,
+        ramp_epochs=0,
+        gradient_projection=0.0,
+    )
+    data = load_data("mnist-slice", True).first(100)
+    trainer = Trainer(recipe, data, tmp_path, test=data.first(20))
+    trainer.run()
+    logged = trainer.history[-1]
+    assert {"loss.l2=0.1", "loss.l2=0.3", "test.pgd.l2=0.1", "test.ibp.l2=0.3"} <= set(logged)
+    with pytest.raises(SpecError, match="at least one and differ"):
+        replace(recipe, sets=(SetRecipe("l2=0.1"), SetRecipe("l2=0.1")))

@@ -13,7 +13,7 @@ _COPIES = {"CROWN": 14, "coupled": 16, "alpha-CROWN": 8}
 """Copies of the rows, measured on small nets whose neurons are all unstable, what malloc wastes included."""
 
 _NO_ROWS = ("BoundParams", "BoundBuffers", "BoundConstant")
-_ELEMENTWISE = ("BoundRelu", "BoundBatchNormalization", "BoundAdd", "BoundSub", "BoundMul", "BoundDiv", "BoundDropout")
+_ELEMENTWISE = ("BoundRelu", "BoundBatchNormalization", "BoundAdd", "BoundSub", "BoundMul", "BoundDiv")
 
 Window = tuple[int, int] | None
 """Height and width that one row of coefficients reaches in every channel; None: all of it."""

@@ -70,6 +70,8 @@ def bounded_module(
         bounded = _traced(model, example, chosen)
         if chosen.get("conv_mode") != "matrix" and _breaks_patches(bounded):
             bounded = _traced(model, example, {**chosen, "conv_mode": "matrix"})
+    if any(type(node).__name__ == "BoundDropout" for node in bounded.modules()):
+        raise SpecError("auto_LiRPA bounds Dropout with its noise even in eval mode; put nn.Identity in its place")
     mend_average_pools(bounded)
     with evaluation_mode(bounded), frozen(model), torch.no_grad():  # frozen: auto_LiRPA sets requires_grad, in its way
         _compare(bounded(example), expected)
@@ -84,7 +86,7 @@ def bounded_module(
 def _traced(model: nn.Module, example: Tensor, options: dict[str, Any]) -> BoundedModule:
     try:
         return BoundedModule(model, example, bound_opts=options, device=example.device)
-    except (NotImplementedError, AssertionError, RuntimeError, TypeError) as error:
+    except (NotImplementedError, AssertionError, RuntimeError, TypeError, AttributeError) as error:
         reason = str(error).partition("\n")[0] or "an assertion fails"
         layers = ", ".join(dict.fromkeys(type(part).__name__ for part in model.modules() if not [*part.children()]))
         raise SpecError(f"auto_LiRPA {version} cannot read this net ({reason}); its layers: {layers}") from error

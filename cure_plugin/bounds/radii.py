@@ -83,7 +83,7 @@ class GraphRadii:
             same = all(_entries(parent) == _entries(node) for parent in sources)
             return functools.reduce(Radius.plus, below) if same else Radius(unknown, unknown)
         if len(below) == 1 and sources[0] is node.inputs[0]:
-            if kind in ("BoundFlatten", "BoundReshape", "BoundUnsqueeze", "BoundSqueeze", "BoundDropout"):
+            if kind in ("BoundFlatten", "BoundReshape", "BoundUnsqueeze", "BoundSqueeze"):
                 return below[0]
             if kind == "BoundRelu":
                 return self._through_relu(node, below[0], boxes, clean)

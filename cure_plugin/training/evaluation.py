@@ -14,6 +14,7 @@ from cure_plugin.datasets import ImageData
 from cure_plugin.folding import AttackNet
 from cure_plugin.modes import evaluation_mode
 from cure_plugin.sets import PerturbationSet
+from cure_plugin.sets.names import distinct_names
 
 
 def evaluate(
@@ -30,6 +31,7 @@ def evaluate(
         ``clean``, and per set ``pgd.<set>`` (8 steps, one start) and ``ibp.<set>``; each in [0, 1]. IBP's share is
         a quick lower bound of the certified accuracy, far below it where training does not aim at IBP.
     """
+    names = distinct_names(sets)
     totals: dict[str, float] = {}
     with evaluation_mode(model):
         net = AttackNet(model)
@@ -39,13 +41,13 @@ def evaluate(
                 right = worst_margin_loss(net(x), y) < 0
             counts = {"clean": int(right.sum())}
             generator = torch.Generator(x.device).manual_seed(start)
-            for perturbation in sets:
+            for name, perturbation in zip(names, sets, strict=True):
                 points = pgd(net, x, y, perturbation, 8, worst_margin_loss, generator=generator)
                 with torch.no_grad():
                     stands = worst_margin_loss(net(points), y) < 0
                     proved = (lower_margins(bounded, x, y, perturbation, "IBP") > 0).all(1)
-                counts[f"pgd.{perturbation.name}"] = int((right & stands).sum())
-                counts[f"ibp.{perturbation.name}"] = int(proved.sum())
-            for name, count in counts.items():
-                totals[name] = totals.get(name, 0.0) + count / len(data)
+                counts[f"pgd.{name}"] = int((right & stands).sum())
+                counts[f"ibp.{name}"] = int(proved.sum())
+            for key, count in counts.items():
+                totals[key] = totals.get(key, 0.0) + count / len(data)
     return totals

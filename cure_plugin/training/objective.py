@@ -16,6 +16,7 @@ from cure_plugin.folding import AttackNet
 from cure_plugin.nets import Normalize
 from cure_plugin.sets import PerturbationSet
 from cure_plugin.sets.base import check_batch
+from cure_plugin.sets.names import distinct_names
 from cure_plugin.training.alignment import bound_alignment, certified
 from cure_plugin.training.batch_norm import clean_statistics, normalising_by
 from cure_plugin.training.losses import (
@@ -120,9 +121,9 @@ class CureObjective:
         strategy: ``joint``, ``max``, ``random``, or ``single`` for one set.
         weights: of ``joint``; equal and summing to 1 if empty.
         alignment: weight of bound alignment (the paper's lbd); 0 switches it off.
-        align_from: name of the set q whose certified samples (by the elided vectors that the losses are made of)
-            are aligned to the others, the mean over those; ``weaker`` takes the set with fewer certified samples in
-            the batch, ``both`` the sum over every set in turn.
+        align_from: name of the set q (``l2``, or ``l2=0.5`` where several are l2 balls) whose certified samples (by the
+            elided vectors that the losses are made of) are aligned to the others, the mean over those; ``weaker``
+            takes the set with fewer certified samples in the batch, ``both`` the sum over every set in turn.
         regularizer: weight of the warm-up regulariser at the start of annealing; it falls to 0 with it. It watches
             the bounds of the first linf set, of the first set with bounds if there is none.
         attack_steps: PGD steps that look for each region.
@@ -150,9 +151,7 @@ class CureObjective:
         for entry in self.sets:
             if not isinstance(entry, TrainingSet):
                 raise SpecError(f"sets must be TrainingSet(perturbation, ...), got {entry!r}")
-        object.__setattr__(self, "names", tuple(s.perturbation.name for s in self.sets))
-        if not self.sets or len(set(self.names)) != len(self.names):
-            raise SpecError(f"sets must be at least one, each with a name of its own; got {list(self.names)}")
+        object.__setattr__(self, "names", distinct_names([s.perturbation for s in self.sets]))
         if self.strategy not in STRATEGIES:
             raise SpecError(f"unknown strategy {self.strategy!r}; known: {', '.join(STRATEGIES)}")
         if self.strategy == "single" and len(self.sets) > 1:

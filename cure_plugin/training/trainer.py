@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,7 @@ class Trainer:
     Raises:
         SpecError: a crop larger than the images, too few images for BatchNorm, or a set or region that does not fit.
         OutputError: the folder cannot be.
-        CheckpointError: the folder holds a run of another recipe, a damaged checkpoint, or the recipe's
+        CheckpointError: the folder holds a run of another recipe or data, a damaged checkpoint, or the recipe's
             ``start`` is missing or does not fit.
     """
 
@@ -211,6 +212,7 @@ class Trainer:
             self.net,
             {
                 "recipe": self.recipe.to_mapping(),
+                "data": _fingerprint(self.data),
                 "epochs_done": self.epochs_done,
                 "history": self.history,
                 "certified_optimizer": self.certified_optimizer.state_dict(),
@@ -230,6 +232,8 @@ class Trainer:
         payload = load_checkpoint(path)
         if not _same(payload.get("recipe"), self.recipe):
             raise CheckpointError(f"{path} belongs to another recipe; choose another output folder or delete it")
+        if payload.get("data", _fingerprint(self.data)) != _fingerprint(self.data):
+            raise CheckpointError(f"{path} was trained on other images; choose another output folder or delete it")
         _, net = net_of(payload, str(path))
         self.net.load_state_dict(net.state_dict())
         try:
@@ -253,6 +257,11 @@ def _there(path: Path) -> bool:
         return path.exists()
     except OSError as error:
         raise OutputError(f"cannot use {path}: {error.strerror}; choose another place") from error
+
+
+def _fingerprint(data: ImageData) -> str:
+    """Number of images and a checksum of their labels in order, to tell data apart."""
+    return f"{len(data)} {zlib.crc32(data.labels.cpu().numpy().tobytes()):08x}"
 
 
 def _same(stored: Any, recipe: Recipe) -> bool:
