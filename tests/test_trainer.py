@@ -151,8 +151,14 @@ def test_a_truncated_checkpoint_is_named(data: ImageData, tmp_path: Path) -> Non
 def test_an_unwritable_folder_is_named_and_nothing_is_left(data: ImageData, tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("")
+    with pytest.raises(OutputError, match="cannot create folder"):
+        Trainer(replace(RECIPE, epochs=2, ramp_epochs=0), data, blocker / "run")
+    trainer = Trainer(replace(RECIPE, epochs=2, ramp_epochs=0), data, tmp_path / "run")
+    (tmp_path / "run").rmdir()
+    (tmp_path / "run").write_text("")  # the folder goes away while the first epoch runs
     with pytest.raises(OutputError, match="cannot write"):
-        Trainer(replace(RECIPE, epochs=2, ramp_epochs=0), data, blocker / "run").run()
+        trainer.run()
+    (tmp_path / "run").unlink()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
 
 

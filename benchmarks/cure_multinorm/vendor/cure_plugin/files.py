@@ -44,3 +44,15 @@ def write_text(path: str | Path, text: str) -> None:
         OutputError: see :func:`write_atomically`.
     """
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def make_folder(path: Path) -> None:
+    """Create the folder where there is none.
+
+    Raises:
+        OutputError: it cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot create folder {path}: {error}; choose a writable place") from error
