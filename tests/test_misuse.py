@@ -63,9 +63,13 @@ def test_geometric_bounds_follow_ranges_that_change_in_place(images: Tensor) -> 
 
 def test_geometric_bounds_in_inference_mode(images: Tensor) -> None:
     rotation = PerturbationGeometric.parse("R(5)")
+    x = images * 0.5
     with torch.inference_mode():
-        low, high = rotation.box(images * 0.5)
+        low, high = rotation.box(x)
     assert bool((low <= high).all())
+    weight = torch.ones((), requires_grad=True)
+    (weight * rotation.box(x)[0]).sum().backward()
+    assert weight.grad is not None
 
 
 def test_a_normalised_image_is_no_image_to_transform(images: Tensor) -> None:

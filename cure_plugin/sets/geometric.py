@@ -125,7 +125,7 @@ class PerturbationGeometric(PerturbationSet):
             # float64 ends: rounded to float32 they could lie inside the range that was asked for
             lower, upper = self._ranges(x.double())
             spatial = sum(name not in ("C", "B") for name in self.parameters)
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():  # kept for later, which may be no inference
                 hull = interval_hull(x, self.names, lower, upper, _HULL_PIECES.get(spatial, 2))
                 pieces = _PLANE_PIECES.get(spatial, 4)
                 planes = linear_planes(x, self.names, lower, upper, pieces) if self.planes else ()
