@@ -260,8 +260,7 @@ class PerturbationGeometric(PerturbationSet):
             SpecError: a box per sample; split the sets of a batch one by one.
         """
         self._require_one_box()
-        _, _, lower_slope, _, upper_slope, _ = self._relaxed(x)
-        effect = (lower_slope.abs() + upper_slope.abs()).flatten(2).mean(2)[0].double() * (self.upper - self.lower)
+        effect = self._effects(x)
         if not bool((self.upper > self.lower).any()):
             return ()
         widest = int(effect.argmax()) if float(effect.max()) > 0 else int((self.upper - self.lower).argmax())
@@ -269,6 +268,16 @@ class PerturbationGeometric(PerturbationSet):
         first_upper, second_lower = self.upper.clone(), self.lower.clone()
         first_upper[widest] = second_lower[widest] = middle[widest]
         return self._with(self.lower, first_upper), self._with(second_lower, self.upper)
+
+    def _effects(self, x: Tensor) -> Tensor:
+        """How far each parameter's range moves the pixels of the first image, the others held at their middle, (D,)."""
+        count = len(self.parameters)
+        middle = ((self.lower + self.upper) / 2).repeat(2, count, 1)
+        middle[0].diagonal()[:], middle[1].diagonal()[:] = self.lower, self.upper
+        with torch.no_grad():
+            ends = self.decode(x[:1].double().expand(2 * count, *x.shape[1:]), middle.flatten(0, 1).to(x.device))
+        low, high = ends.flatten(1).unflatten(0, (2, count))
+        return (high - low).abs().mean(1).to(self.lower)
 
     def partition(self, x: Tensor) -> tuple[PerturbationSet, ...]:
         """A grid whose cells move no pixel by more than about one: larger ones are bounded too loosely.
