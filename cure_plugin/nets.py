@@ -27,6 +27,16 @@ class Reshape(nn.Module):
         return str(self.shape)
 
 
+def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse what is no normalisation.
+
+    Raises:
+        SpecError: lengths differ, or a std that is not positive and finite.
+    """
+    if len(mean) != len(std) or not all(0 < value < math.inf for value in std):
+        raise SpecError(f"mean and std need one number per channel, std > 0; got mean={mean}, std={std}")
+
+
 class Normalize(nn.Module):
     """``(x - mean) / std`` per channel, as a 1 x 1 convolution with fixed weights.
 
@@ -46,8 +56,7 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        if len(mean) != len(std) or not all(value > 0 for value in std):
-            raise SpecError(f"mean and std need one number per channel, std > 0; got mean={mean}, std={std}")
+        check_normalisation(mean, std)
         scale = 1 / torch.tensor(std, dtype=torch.get_default_dtype())
         self.register_buffer("weight", torch.diag(scale)[:, :, None, None])
         self.register_buffer("bias", -torch.tensor(mean, dtype=torch.get_default_dtype()) * scale)

@@ -19,9 +19,10 @@ from cure_plugin.certification.certifier import Certifier
 from cure_plugin.certification.related import decide_sets
 from cure_plugin.certification.verdict import Verdict
 from cure_plugin.datasets import ImageData
-from cure_plugin.errors import DataError, OutputError, SpecError
+from cure_plugin.errors import DataError, OutputError
 from cure_plugin.files import write_text
 from cure_plugin.sets import SetSpec
+from cure_plugin.sets.names import told_apart
 
 
 def certify_dataset(
@@ -59,7 +60,7 @@ def certify_dataset(
     names = set_names(sets)
     settings = {
         "net": fingerprint(certifier.net),
-        "images": hashlib.sha256(data.images.numpy().tobytes() + data.labels.numpy().tobytes()).hexdigest(),
+        "images": data.digest(),
         "sets": [repr(spec) for spec in sets],
         "auto_LiRPA": auto_LiRPA.__version__,
         "methods": list(certifier.methods),
@@ -94,11 +95,7 @@ def set_names(sets: Sequence[SetSpec]) -> list[str]:
     Raises:
         SpecError: no set, or the same one twice.
     """
-    short = [spec.name for spec in sets]
-    names = [str(spec) if short.count(spec.name) > 1 else spec.name for spec in sets]
-    if not names or len(set(names)) != len(names):
-        raise SpecError(f"sets must be at least one and differ; got {[str(spec) for spec in sets]}")
-    return names
+    return told_apart(sets, str)
 
 
 def union_status(statuses: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +48,13 @@ class ImageData:
         """(pixels in [0, 1] as float32, labels) of the chosen images."""
         pixels = self.images[indices].to(device=device, dtype=torch.float32) / 255
         return pixels, self.labels[indices].to(device)
+
+    def digest(self) -> str:
+        """SHA-256 of images and labels in their order, to tell data apart."""
+        content = hashlib.sha256()
+        for part in (self.images, self.labels):
+            content.update(part.cpu().contiguous().numpy().data)
+        return content.hexdigest()
 
     def centre_crop(self, height: int, width: int) -> ImageData:
         """The middle of every image; itself where that is all of it.

@@ -240,6 +240,17 @@ def per_image(value: Tensor, x: Tensor) -> Tensor:
     return value.view(-1, *[1] * (x.ndim - 1))
 
 
+def open_interval(domain: tuple[float, float]) -> tuple[float, float]:
+    """``domain`` as (lowest, highest) numbers.
+
+    Raises:
+        SpecError: it holds nothing but an end.
+    """
+    if not domain[0] < domain[1]:
+        raise SpecError(f"domain must be (lowest, highest) with lowest < highest, got {domain!r}")
+    return float(domain[0]), float(domain[1])
+
+
 def check_domain(x: Tensor, domain: Domain) -> None:
     """Refuse images outside the domain.
 

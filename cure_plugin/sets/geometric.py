@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cure_plugin.errors import SpecError
-from cure_plugin.sets.base import PerturbationSet, check_batch, check_domain
+from cure_plugin.sets.base import PerturbationSet, check_batch, check_domain, open_interval
 from cure_plugin.sets.geometry import interval_hull, linear_planes, parameter_names, parse_transformation, transform
 from cure_plugin.sets.rows import Rows, dot
 
@@ -91,9 +91,7 @@ class PerturbationGeometric(PerturbationSet):
             raise SpecError(f"parameter ranges must be finite with lower <= upper, got {lower!r} and {upper!r}")
         self.name = "".join(self.names)
         self.planes = True
-        if domain is not None and not domain[0] < domain[1]:
-            raise SpecError(f"domain must be (lowest, highest) with lowest < highest, got {domain!r}")
-        self.domain = domain
+        self.domain = None if domain is None else open_interval(domain)
         self._cache: tuple[tuple[Tensor, Tensor, Tensor, bool], tuple[Tensor, ...]] | None = None
 
     @classmethod
@@ -260,9 +258,9 @@ class PerturbationGeometric(PerturbationSet):
             SpecError: a box per sample; split the sets of a batch one by one.
         """
         self._require_one_box()
-        effect = self._effects(x)
         if not bool((self.upper > self.lower).any()):
             return ()
+        effect = self._effects(x)
         widest = int(effect.argmax()) if float(effect.max()) > 0 else int((self.upper - self.lower).argmax())
         middle = (self.lower + self.upper) / 2
         first_upper, second_lower = self.upper.clone(), self.lower.clone()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
@@ -11,20 +12,37 @@ from cure_plugin.sets.base import PerturbationSet
 from cure_plugin.sets.lp import PerturbationLpBall
 
 
-def distinct_names(sets: Sequence[PerturbationSet]) -> tuple[str, ...]:
-    """A name for each set: its own, or where several share that, with the radius or range.
+class Named(Protocol):
+    """A set, or a spec of one."""
+
+    @property
+    def name(self) -> str:
+        """Its short name."""
+
+
+One = TypeVar("One", bound=Named)
+
+
+def told_apart(sets: Sequence[One], longer: Callable[[One], str]) -> list[str]:
+    """A name for each set: the short one, or the ``longer`` where several share the short one.
 
     Raises:
-        SpecError: no set, or two that say the same of themselves.
+        SpecError: no set, or the same one twice.
+    """
+    short = [one.name for one in sets]
+    names = [longer(one) if short.count(one.name) > 1 else one.name for one in sets]
+    if not names or len(set(names)) != len(names):
+        raise SpecError(f"sets must be at least one and differ; got {[longer(one) for one in sets]}")
+    return names
+
+
+def distinct_names(sets: Sequence[PerturbationSet]) -> list[str]:
+    """:func:`told_apart` by the radius, or by all that a set says of itself.
 
     >>> distinct_names([PerturbationLpBall(2, 0.5), PerturbationLpBall(2, 1.0), PerturbationLpBall(1, 1.0)])
-    ('l2=0.5', 'l2=1', 'l1')
+    ['l2=0.5', 'l2=1', 'l1']
     """
-    own = [one.name for one in sets]
-    names = tuple(one.name if own.count(one.name) == 1 else _longer(one) for one in sets)
-    if not names or len(set(names)) != len(names):
-        raise SpecError(f"sets must be at least one and differ; got {list(names)}")
-    return names
+    return told_apart(sets, _longer)
 
 
 def _longer(one: PerturbationSet) -> str:

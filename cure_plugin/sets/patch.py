@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cure_plugin.errors import SpecError
-from cure_plugin.sets.base import PerturbationSet, check_batch, check_domain
+from cure_plugin.sets.base import PerturbationSet, check_batch, check_domain, open_interval
 from cure_plugin.sets.lp import PerturbationLpBall
 from cure_plugin.sets.rows import Rows
 from cure_plugin.sets.windows import crop, pixel_gain, smallest_overlap_sum, smallest_square_sum
@@ -51,13 +51,11 @@ class PerturbationPatch(PerturbationSet):
         super().__init__()
         if height < 1 or width < 1 or int(height) != height or int(width) != width:
             raise SpecError(f"a patch needs whole sides of at least 1 pixel, got {height!r} x {width!r}")
-        if not domain[0] < domain[1]:
-            raise SpecError(f"domain must be (lowest, highest) with lowest < highest, got {domain!r}")
         ends = None if block is None else torch.as_tensor(block)
         if ends is not None and (ends.shape[-1] != 4 or bool((ends[..., ::2] > ends[..., 1::2]).any())):
             raise SpecError(f"block must be (r0, r1, c0, c1) with r0 <= r1 and c0 <= c1, got {block!r}")
         self.height, self.width, self.block = int(height), int(width), ends
-        self.domain = (float(domain[0]), float(domain[1]))
+        self.domain = open_interval(domain)
         self.name = f"patch{self.height}x{self.width}"
 
     def positions(self, x: Tensor) -> Tensor:
@@ -272,10 +270,8 @@ class PerturbationL0(PerturbationSet):
         super().__init__()
         if pixels < 0 or int(pixels) != pixels:
             raise SpecError(f"pixels must be a whole number >= 0, got {pixels!r}")
-        if not domain[0] < domain[1]:
-            raise SpecError(f"domain must be (lowest, highest) with lowest < highest, got {domain!r}")
         self.pixels = int(pixels)
-        self.domain = (float(domain[0]), float(domain[1]))
+        self.domain = open_interval(domain)
         self.name = f"l0_{self.pixels}"
 
     def _room(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ def run_epoch(
         batches: (x, y) pairs.
         loss: what to minimise.
         l1_penalty: weight of the parameters' l1 norm, added to the loss.
-        clip: largest l2 norm of the gradient.
+        clip: largest l2 norm of the gradient; None or 0 for any.
 
     Returns:
         Means of the outcomes' figures over the samples, and of ``loss`` (with the penalty).
@@ -53,7 +53,7 @@ def run_epoch(
         if l1_penalty:
             total = total + l1_penalty * torch.stack([p.abs().sum() for p in parameters]).sum()
         total.backward()
-        if clip is not None:
+        if clip:
             nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()
         samples += len(x)

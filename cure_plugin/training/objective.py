@@ -151,7 +151,7 @@ class CureObjective:
         for entry in self.sets:
             if not isinstance(entry, TrainingSet):
                 raise SpecError(f"sets must be TrainingSet(perturbation, ...), got {entry!r}")
-        object.__setattr__(self, "names", distinct_names([s.perturbation for s in self.sets]))
+        object.__setattr__(self, "names", tuple(distinct_names([s.perturbation for s in self.sets])))
         if self.strategy not in STRATEGIES:
             raise SpecError(f"unknown strategy {self.strategy!r}; known: {', '.join(STRATEGIES)}")
         if self.strategy == "single" and len(self.sets) > 1:

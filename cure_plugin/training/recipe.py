@@ -15,7 +15,7 @@ import yaml
 
 from cure_plugin.datasets import DATASETS
 from cure_plugin.errors import SpecError
-from cure_plugin.nets import NETS
+from cure_plugin.nets import NETS, check_normalisation
 from cure_plugin.sets import set_spec
 from cure_plugin.training.objective import CureObjective, TrainingSet
 
@@ -115,10 +115,7 @@ class Recipe:
                 f"annealing ends after epoch {self.natural_epochs + self.ramp_epochs:g}, but there are {self.epochs} "
                 "epochs: the sets would never reach their size; raise epochs or lower ramp_epochs"
             )
-        if len(self.mean) != len(self.std) or not all(0 < value < math.inf for value in self.std):
-            raise SpecError(
-                f"mean and std need one number per channel, std > 0; got {list(self.mean)} and {list(self.std)}"
-            )
+        check_normalisation(self.mean, self.std)
         if any(milestone < 0 for milestone in self.milestones):
             raise SpecError(f"milestones must be epochs >= 0, got {list(self.milestones)}")
         if self.pad and not self.crop:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +62,7 @@ class Trainer:
         self.data = data
         self.device = torch.device(device)
         self.path = None if folder is None else Path(folder) / "checkpoint.pt"
+        self._digest = "" if folder is None else data.digest()
         channels, height, width = data.shape
         if recipe.crop > min(height, width):
             raise SpecError(f"crop {recipe.crop} is larger than the images of {recipe.data}, {height} x {width}")
@@ -153,9 +153,7 @@ class Trainer:
         rate = self._set_rate(epoch, optimizer)
         batches = self._batches(epoch, bar)
         recipe = self.recipe
-        figures = run_epoch(
-            self.net, batches, natural_loss(self.net), optimizer, recipe.l1_penalty, recipe.clip or None
-        )
+        figures = run_epoch(self.net, batches, natural_loss(self.net), optimizer, recipe.l1_penalty, recipe.clip)
         return {**figures, "learning_rate": rate}
 
     def _certified(self, epoch: int, bar: tqdm) -> dict[str, float]:
@@ -173,7 +171,7 @@ class Trainer:
 
         batches = self._batches(epoch, bar)
         optimizer = self.certified_optimizer
-        figures = run_epoch(self.net, batches, loss, optimizer, recipe.l1_penalty, recipe.clip or None)
+        figures = run_epoch(self.net, batches, loss, optimizer, recipe.l1_penalty, recipe.clip)
         return {**figures, "learning_rate": rate}
 
     def _set_rate(self, epoch: int, optimizer: torch.optim.Optimizer) -> float:
@@ -212,7 +210,7 @@ class Trainer:
             self.net,
             {
                 "recipe": self.recipe.to_mapping(),
-                "data": _fingerprint(self.data),
+                "data": self._digest,
                 "epochs_done": self.epochs_done,
                 "history": self.history,
                 "certified_optimizer": self.certified_optimizer.state_dict(),
@@ -232,7 +230,7 @@ class Trainer:
         payload = load_checkpoint(path)
         if not _same(payload.get("recipe"), self.recipe):
             raise CheckpointError(f"{path} belongs to another recipe; choose another output folder or delete it")
-        if payload.get("data", _fingerprint(self.data)) != _fingerprint(self.data):
+        if payload.get("data", self._digest) != self._digest:
             raise CheckpointError(f"{path} was trained on other images; choose another output folder or delete it")
         _, net = net_of(payload, str(path))
         self.net.load_state_dict(net.state_dict())
@@ -257,11 +255,6 @@ def _there(path: Path) -> bool:
         return path.exists()
     except OSError as error:
         raise OutputError(f"cannot use {path}: {error.strerror}; choose another place") from error
-
-
-def _fingerprint(data: ImageData) -> str:
-    """Number of images and a checksum of their labels in order, to tell data apart."""
-    return f"{len(data)} {zlib.crc32(data.labels.cpu().numpy().tobytes()):08x}"
 
 
 def _same(stored: Any, recipe: Recipe) -> bool:
