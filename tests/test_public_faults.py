@@ -225,8 +225,8 @@ def test_the_optimisers_of_the_two_epochs_do_not_meet() -> None:
 # 5. the warm-up regulariser
 
 
-@pytest.mark.parametrize("order", [("linf", "l2"), ("l2", "linf")])
-def test_the_regulariser_watches_the_linf_boxes(order: tuple[str, str], batch: tuple[Tensor, Tensor]) -> None:
+@pytest.mark.parametrize("order", [("linf", "l2"), ("l2", "linf"), ("l2", "linf", "smaller linf")])
+def test_the_regulariser_watches_the_linf_boxes(order: tuple[str, ...], batch: tuple[Tensor, Tensor]) -> None:
     x, y = batch
     net = build_net(NetSpec("cnn_small", (1, 28, 28)), torch.Generator().manual_seed(3)).eval()
     with torch.no_grad():
@@ -234,6 +234,7 @@ def test_the_regulariser_watches_the_linf_boxes(order: tuple[str, str], batch: t
     sets = {
         "linf": TrainingSet(PerturbationLpBall(math.inf, 0.3), 1.0),
         "l2": TrainingSet(PerturbationLpBall(2, 0.5), 1e-5),
+        "smaller linf": TrainingSet(PerturbationLpBall(math.inf, 0.1), 1.0),
     }
     bounded = bounded_module(net, (1, 28, 28))
     objective = CureObjective([sets[name] for name in order], regularizer=1.0, attack_steps=1)

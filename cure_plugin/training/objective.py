@@ -243,7 +243,7 @@ class CureObjective:
     def _watched(self, inputs: dict[int, tuple[Tensor, Tensor]]) -> int | None:
         """The set whose bounds the warm-up regulariser looks at."""
         bounding = [k for k in inputs if self.sets[k].loss != "adversarial"]
-        return min(bounding, key=lambda k: (self.names[k] != "linf", k), default=None)
+        return min(bounding, key=lambda k: (self.sets[k].perturbation.name != "linf", k), default=None)
 
     def _combine(self, losses: list[Tensor]) -> Tensor:
         if self.strategy == "joint":
