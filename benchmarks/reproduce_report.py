@@ -78,8 +78,10 @@ def table(results: Path, setting: str) -> str:
         cells += [shown([f[key] for f in figures]) for key in ("union", "union_pgd")]
         minutes = min(f["train_seconds"] for f in figures) / 60
         seeds = ", ".join(str(entry["seed"]) for entry in entries)
+        images = figures[0]["images"]
+        name = NAMES[method] if images == first["images"] else f"{NAMES[method]} (first {images} images)"
         lines.append(
-            f"| {NAMES[method]} | {figures[0]['epochs']} | {seeds} | " + " | ".join(cells) + f" | {minutes:.0f} |"
+            f"| {name} | {figures[0]['epochs']} | {seeds} | " + " | ".join(cells) + f" | {minutes:.0f} |"
         )
     return "\n".join(lines)
 

@@ -98,10 +98,11 @@ def test_reproduce_trains_certifies_records_once_and_reports(
     for module in (reproduce, runs):
         monkeypatch.setattr(module, "load_data", lambda name, train, root: load_data(name, train).first(40))
     monkeypatch.setattr(reproduce, "IMAGES", 4)
+    monkeypatch.setattr(reproduce, "ABLATION_IMAGES", 2)
     quick = {"data": "mnist-slice", "epochs": 2, "natural_epochs": 1, "ramp_epochs": 0, "batch_size": 20}
     for module in (reproduce, runs):
         monkeypatch.setattr(module, "load_recipe", lambda name, more: load_recipe(name, {**quick, **more}))
-    arguments = ["small_mnist_small", "--methods", "linf", "finetune", "--images", "4", "--no-progress"]
+    arguments = ["small_mnist_small", "--methods", "linf", "finetune", "ba_only", "--no-progress"]
     command = ["reproduce.py", *arguments, "--seeds", "0", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", command)
     reproduce.main()
@@ -114,7 +115,7 @@ def test_reproduce_trains_certifies_records_once_and_reports(
         "seed"
     ] == 0
     assert figures["recipe"]["epochs"] == 2 and figures["recipe"]["start"] == "small_mnist_small/linf_slow"
-    monkeypatch.setattr(sys, "argv", [*command, "learning_rate=0.001", "--out", str(tmp_path / "try")])
+    monkeypatch.setattr(sys, "argv", [*command, "learning_rate=0.001", "--images", "4", "--out", str(tmp_path / "try")])
     reproduce.main()  # a try, so on other images, and not in the ledger
     assert capsys.readouterr().out != first
     tried = json.loads((tmp_path / "try" / "small_mnist_small" / "linf-0" / "figures.json").read_text())["figures"]
@@ -132,7 +133,8 @@ def test_reproduce_trains_certifies_records_once_and_reports(
         reproduce.main()
     monkeypatch.undo()
     text = reproduce_report.tables(tmp_path / "results")
-    assert "| CURE-Finetune | 2 | 0 |" in text and "union, PGD leaves" in text
+    assert "first 4 test images" in text and "union, PGD leaves" in text
+    assert "| CURE-Finetune | 2 | 0 |" in text and "| Max + BA (first 2 images) | 2 | 0 |" in text
     pytest.importorskip("matplotlib")
     reproduce_report.plot(tmp_path / "results", "small_mnist_small", tmp_path / "plot.svg")
     assert "CURE-Finetune" in (tmp_path / "plot.svg").read_text()
