@@ -4,7 +4,8 @@ python benchmarks/reproduce.py small_mnist_small --data FOLDER               # a
 python benchmarks/reproduce.py small_mnist_small --methods scratch --seeds 2 --data FOLDER
 python benchmarks/reproduce.py mnist_small --methods scratch --device cuda --data FOLDER
 
-A run that stopped goes on where it was; one that is done is not repeated. With overrides or --images a run is a try: it is certified on the last test images, so that nothing is chosen by those that the ledger reports, and its figures go
+A run that stopped goes on where it was; one that is done is not repeated. With overrides or --images a run is a try:
+it is certified on the last test images, so that nothing is chosen by those that the ledger reports, and its figures go
 to its folder below --out (give each try one of its own).
 `python benchmarks/ledger.py render` makes the tables and plots.
 """

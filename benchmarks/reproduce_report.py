@@ -80,9 +80,7 @@ def table(results: Path, setting: str) -> str:
         seeds = ", ".join(str(entry["seed"]) for entry in entries)
         images = figures[0]["images"]
         name = NAMES[method] if images == first["images"] else f"{NAMES[method]} (first {images} images)"
-        lines.append(
-            f"| {name} | {figures[0]['epochs']} | {seeds} | " + " | ".join(cells) + f" | {minutes:.0f} |"
-        )
+        lines.append(f"| {name} | {figures[0]['epochs']} | {seeds} | " + " | ".join(cells) + f" | {minutes:.0f} |")
     return "\n".join(lines)
 
 
