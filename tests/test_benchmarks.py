@@ -97,44 +97,46 @@ def test_reproduce_trains_certifies_records_once_and_reports(
     monkeypatch.setattr(ledger, "RESULTS", tmp_path / "results")
     for module in (reproduce, runs):
         monkeypatch.setattr(module, "load_data", lambda name, train, root: load_data(name, train).first(40))
-    monkeypatch.setattr(reproduce, "IMAGES", 4)
-    monkeypatch.setattr(reproduce, "ABLATION_IMAGES", 2)
+    monkeypatch.setattr(reproduce, "IMAGES", 2)
+    monkeypatch.setattr(reproduce, "ABLATION_IMAGES", 1)
     quick = {"data": "mnist-slice", "epochs": 2, "natural_epochs": 1, "ramp_epochs": 0, "batch_size": 20}
     for module in (reproduce, runs):
         monkeypatch.setattr(module, "load_recipe", lambda name, more: load_recipe(name, {**quick, **more}))
-    arguments = ["small_mnist_small", "--methods", "linf", "finetune", "ba_only", "--no-progress"]
+    arguments = ["small_mnist_small", "--methods", "finetune", "ba_only", "--no-progress"]
     command = ["reproduce.py", *arguments, "--seeds", "0", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", command)
     reproduce.main()
     first = capsys.readouterr().out
-    assert "small_mnist_small-linf-0: clean" in first and "small_mnist_small-finetune-0: clean" in first
+    assert "small_mnist_small-finetune-0: clean" in first and "small_mnist_small-ba_only-0: clean" in first
     entry = json.loads((tmp_path / "results" / "reproduce" / "small_mnist_small-finetune-0.json").read_text())
     figures = entry["figures"]
-    assert figures["radii"] == ["linf=0.1", "l2=0.5", "l1=1.0"] and figures["images"] == 4
+    assert figures["radii"] == ["linf=0.1", "l2=0.5", "l1=1.0"] and figures["images"] == 2
     assert {"clean", "certified", "union", "train_seconds", "certify_seconds", "overrides"} <= set(figures) and entry[
         "seed"
     ] == 0
     assert figures["recipe"]["epochs"] == 2 and figures["recipe"]["start"] == "small_mnist_small/linf_slow"
-    monkeypatch.setattr(sys, "argv", [*command, "learning_rate=0.001", "--images", "4", "--out", str(tmp_path / "try")])
+    tries = ["small_mnist_small", "--methods", "ba_only", "--images", "2", "--no-progress", "--seeds", "0"]
+    attempt = ["reproduce.py", *tries, "--out", str(tmp_path / "try")]
+    monkeypatch.setattr(sys, "argv", [*attempt, "learning_rate=0.001"])
     reproduce.main()  # a try, so on other images, and not in the ledger
-    assert capsys.readouterr().out != first
-    tried = json.loads((tmp_path / "try" / "small_mnist_small" / "linf-0" / "figures.json").read_text())["figures"]
+    assert capsys.readouterr().out.startswith("figures: clean")
+    tried = json.loads((tmp_path / "try" / "small_mnist_small" / "ba_only-0" / "figures.json").read_text())["figures"]
     assert tried["overrides"] == ["learning_rate=0.001"] and tried["recipe"]["learning_rate"] == 0.001
-    monkeypatch.setattr(sys, "argv", [*command, "learning_rate=0.002", "--out", str(tmp_path / "try")])
+    monkeypatch.setattr(sys, "argv", [*attempt, "learning_rate=0.002"])
     with pytest.raises(CheckpointError, match="another recipe"):
         reproduce.main()  # the folder of one try is not taken for another's
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setattr(runs, "Trainer", None)  # what is in the ledger is not run again
     reproduce.main()
     assert capsys.readouterr().out == first
-    path = tmp_path / "results" / "reproduce" / "small_mnist_small-linf-0.json"
+    path = tmp_path / "results" / "reproduce" / "small_mnist_small-finetune-0.json"
     path.write_text(path.read_text().replace('"epochs": 2', '"epochs": 3'))
     with pytest.raises(SpecError, match="is of another recipe; delete it"):
         reproduce.main()
     monkeypatch.undo()
     text = reproduce_report.tables(tmp_path / "results")
-    assert "first 4 test images" in text and "union, PGD leaves" in text
-    assert "| CURE-Finetune | 2 | 0 |" in text and "| Max + BA (first 2 images) | 2 | 0 |" in text
+    assert "first 2 test images" in text and "union, PGD leaves" in text
+    assert "| CURE-Finetune | 2 | 0 |" in text and "| Max + BA (first 1 images) | 2 | 0 |" in text
     pytest.importorskip("matplotlib")
     reproduce_report.plot(tmp_path / "results", "small_mnist_small", tmp_path / "plot.svg")
     assert "CURE-Finetune" in (tmp_path / "plot.svg").read_text()
