@@ -130,7 +130,7 @@ def test_reproduce_trains_certifies_records_once_and_reports(
     reproduce.main()
     assert capsys.readouterr().out == first
     path = tmp_path / "results" / "reproduce" / "small_mnist_small-finetune-0.json"
-    path.write_text(path.read_text().replace('"epochs": 2', '"epochs": 3'))
+    path.write_text(path.read_text().replace('"decay": 0.2', '"decay": 0.3'))
     with pytest.raises(SpecError, match="is of another recipe; delete it"):
         reproduce.main()
     monkeypatch.undo()
