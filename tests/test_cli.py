@@ -181,3 +181,12 @@ def test_finetuning_without_a_start_says_how(tmp_path: Path, capsys: pytest.Capt
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "demo_linf", "--device", "cuda", "--out", str(tmp_path)]) == 2
     assert "device 'cuda' is not available here; use cpu" in capsys.readouterr().err
+
+
+def test_the_demo_ends_with_0(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it returns is a summary, no exit code."""
+    monkeypatch.setattr(
+        sys.modules["cure_plugin.cli.main"], "run_demo", lambda folder, say: say(f"to {folder}") or {"images": 200}
+    )
+    assert main(["demo", "--out", "somewhere"]) == 0
+    assert capsys.readouterr().out == "to somewhere\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cure_plugin import __version__
@@ -40,8 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.overrides = [*options.overrides, *rest]  # those after an option, which argparse leaves
+    run: Callable[[argparse.Namespace], int | None] = options.run
     try:
-        return options.run(options) or 0
+        return run(options) or 0
     except CureError as error:
         print(f"cure: {error}", file=sys.stderr)
         return 2
@@ -127,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("demo", help="the whole way on shipped data: train, certify, export, report")
     command.add_argument("--out", type=Path, default=Path("out/demo"), help="folder; an earlier run there is reused")
-    command.set_defaults(run=lambda options: run_demo(options.out, print))
+    command.set_defaults(run=_demo)
     return parser
 
 
@@ -148,6 +149,10 @@ def _add_test_images(command: argparse.ArgumentParser, count: int) -> None:
 
 def _add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", type=Path, help="data root in torchvision's layout (default: $CURE_DATA)")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    run_demo(options.out, print)
 
 
 def _sets(options: argparse.Namespace) -> None:
