@@ -114,28 +114,25 @@ def proved_by_boxes(
     certifier: Certifier, x: Tensor, y: Tensor, names: Sequence[str], cells: tuple[Tensor, ...]
 ) -> bool:
     """Whether IBP on the one-piece hull of every cell proves the image; stops at the first batch that fails."""
-    needed = float(certifier.required_margin(x))
     for lower, upper in zip(*(end.split(BATCH) for end in cells), strict=True):
         low, high = interval_hull(x.expand(len(lower), *x.shape[1:]), names, lower, upper, 1)
         box = PerturbationLpBall(math.inf, 1.0, (low, high))
-        bound = certifier.lower_bound((low + high) / 2, y.expand(len(lower)), box, "IBP")
-        if not bool((bound > needed).all()):
+        if not bool(certifier.proves((low + high) / 2, y.expand(len(lower)), box, "IBP").all()):
             return False
     return True
 
 
 def proved_alone(certifier: Certifier, x: Tensor, y: Tensor, perturbation: PerturbationPatch) -> bool:
     """Whether every position alone is proved, by CROWN or else IBP; stops at the first batch that fails."""
-    needed = float(certifier.required_margin(x))
     r0, r1, c0, c1 = perturbation.positions(x)[0].tolist()
     blocks = torch.tensor([[r, r, c, c] for r in range(r0, r1 + 1) for c in range(c0, c1 + 1)])
     for block in blocks.split(BATCH):
         one = PerturbationPatch(perturbation.height, perturbation.width, block)
         repeated, labels = x.expand(len(block), *x.shape[1:]), y.expand(len(block))
-        bound = certifier.lower_bound(repeated, labels, one, "CROWN")
-        if not bool((bound > needed).all()):
-            bound = torch.maximum(bound, certifier.lower_bound(repeated, labels, one, "IBP"))
-        if not bool((bound > needed).all()):
+        proved = certifier.proves(repeated, labels, one, "CROWN")
+        if not bool(proved.all()):
+            proved = proved | certifier.proves(repeated, labels, one, "IBP")
+        if not bool(proved.all()):
             return False
     return True
 

@@ -6,6 +6,7 @@ import_auto_lirpa()
 
 from cure_plugin.bounds.coupled_relu import install as _install_coupled_relu_hook  # noqa: E402
 from cure_plugin.bounds.first_layer import install as _install_first_layer_hook  # noqa: E402
+from cure_plugin.bounds.pad import install as _install_pad  # noqa: E402
 from cure_plugin.sets import (  # noqa: E402
     PerturbationGeometric,
     PerturbationL0,
@@ -19,6 +20,7 @@ from cure_plugin.sets import (  # noqa: E402
 
 _install_first_layer_hook()
 _install_coupled_relu_hook()
+_install_pad()
 
 __version__ = "0.1.0"
 

@@ -76,10 +76,11 @@ def test_the_margin_of_a_failed_split_is_a_bound_of_the_whole() -> None:
     x, y = torch.rand(1, 1, 5, 2), torch.zeros(1, dtype=torch.long)
     whole = PerturbationPatch(2, 2)  # rows 0 to 2, and row 3 alone
 
-    def bound(x: torch.Tensor, _: torch.Tensor, pieces: PerturbationSet, __: str) -> torch.Tensor:
-        return torch.where(pieces.positions(x)[:, 0] == 3, -1.0, -5.0)  # type: ignore[attr-defined]
+    def prove(x: torch.Tensor, _: torch.Tensor, pieces: PerturbationSet, __: str) -> tuple[torch.Tensor, torch.Tensor]:
+        lower = torch.where(pieces.positions(x)[:, 0] == 3, -1.0, -5.0)  # type: ignore[attr-defined]
+        return lower, lower > 0
 
-    result = prove_by_splitting(bound, lambda *_: None, x, y, whole, 0.0, 100, 8)
+    result = prove_by_splitting(prove, lambda *_: None, x, y, whole, 100, 8)
     assert not result.proved and result.margin == -5.0
 
 
@@ -90,14 +91,17 @@ def test_a_partition_that_covers_nothing_proves_nothing() -> None:
 
     x, y = torch.rand(1, 1, 4, 4), torch.zeros(1, dtype=torch.long)
     with pytest.raises(SpecError, match="empty partition"):
-        prove_by_splitting(lambda *_: torch.ones(1), lambda *_: None, x, y, Empty(2, 2), 0.0, 100, 8)
+        prove_by_splitting(lambda *_: (torch.ones(1), torch.ones(1) > 0), lambda *_: None, x, y, Empty(2, 2), 100, 8)
 
 
 def test_nan_bounds_prove_nothing() -> None:
     x, y = torch.rand(1, 1, 4, 4), torch.zeros(1, dtype=torch.long)
-    nan = prove_by_splitting(
-        lambda x, *_: torch.full((len(x),), torch.nan), lambda *_: None, x, y, PerturbationPatch(2, 2), 0.0, 99, 8
-    )
+
+    def prove(x: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
+        lower = torch.full((len(x),), torch.nan)
+        return lower, lower > 0
+
+    nan = prove_by_splitting(prove, lambda *_: None, x, y, PerturbationPatch(2, 2), 99, 8)
     assert not nan.proved
 
 

@@ -39,6 +39,11 @@ def bytes_per_image(bounded: BoundedModule, method: str, itemsize: int) -> int:
     return _COPIES[method] * largest[method] * itemsize
 
 
+def coefficients(bounded: BoundedModule) -> int:
+    """Coefficients of CROWN's rows per image, where every neuron is unstable."""
+    return sum(sum(products) for products in _rows(bounded))
+
+
 def _rows(bounded: BoundedModule) -> list[list[int]]:
     """For every node that is bounded backward: the number of coefficients over each node below it."""
     found = []

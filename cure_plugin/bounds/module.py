@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +14,10 @@ from auto_LiRPA import BoundedModule
 from auto_LiRPA import __version__ as version
 from torch import Tensor, nn
 
-from cure_plugin.bounds.average_pool import mend_average_pools
+from cure_plugin.bounds.linear_nodes import mend_linear_nodes
+from cure_plugin.bounds.max_pool import mend_max_pools
+from cure_plugin.bounds.operators import PATCHES, REFUSED, unreadable, verdict
+from cure_plugin.bounds.self_check import violation
 from cure_plugin.errors import SpecError
 from cure_plugin.modes import evaluation_mode, frozen
 
@@ -23,11 +28,11 @@ BOUND_OPTIONS: dict[str, Any] = {
     "sparse_spec_alpha": False,
 }
 
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+"""Whose roundings are larger than what separates nets that are certified from nets that are not."""
+
 _SAME = 1e-3
 """How far apart, relative to the largest, outputs of the same net may be by rounding."""
-
-_NO_PATCHES = ("BoundSub", "BoundMul", "BoundDiv", "BoundAveragePool")
-"""As of a normalisation ``(x - mean) / std`` that is no :class:`cure_plugin.nets.Normalize`."""
 
 
 @contextmanager
@@ -42,21 +47,31 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def bounded_module(
-    model: nn.Module, input_shape: tuple[int, ...], options: dict[str, Any] | None = None
+    model: nn.Module, input_shape: tuple[int, ...], options: dict[str, Any] | None = None, self_check: bool = True
 ) -> BoundedModule:
     """Wrap ``model`` (its parameters and buffers are shared) for inputs of shape (B, *input_shape).
+
+    The table of :mod:`cure_plugin.bounds.operators` says whether the net is bounded in auto_LiRPA's patches mode (the
+    fastest), in its matrix mode, or not at all; then the bounds of every node are tried out on random sets, and a net
+    whose bounds are broken falls to matrix mode, or is refused.
 
     Args:
         input_shape: without the batch axis, e.g. (1, 28, 28).
         options: auto_LiRPA's ``bound_opts`` on top of :data:`BOUND_OPTIONS`.
+        self_check: try the bounds out. Without it nothing finds an operator that this version of auto_LiRPA bounds
+            wrongly in a way that the table does not know, and operators that are not in the table are refused.
 
     Raises:
-        SpecError: a shape that the model does not take, or a model whose graph auto_LiRPA gets wrong.
+        SpecError: a shape that the model does not take, or a model that auto_LiRPA gets wrong; the message names the
+            node, its operator and what to do instead.
     """
     reference = next(model.parameters(), torch.zeros(()))
+    if reference.dtype in LOW_PRECISION:
+        raise SpecError(
+            f"the net's weights are {reference.dtype}, in which no bound is worth anything; wrap a copy in float64 "
+            "(copy.deepcopy(net).double()), as Certifier does"
+        )
     chosen = {**BOUND_OPTIONS, **(options or {})}
-    if any(isinstance(module, nn.Conv2d) and module.groups != 1 for module in model.modules()):
-        chosen["conv_mode"] = "matrix"  # patches mode bounds grouped convolutions wrongly, in both versions
     try:
         example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(reference)
         with evaluation_mode(model), torch.no_grad():
@@ -66,13 +81,29 @@ def bounded_module(
         raise SpecError(
             f"input_shape {input_shape!r}, without the batch axis, does not fit the net: {reason}"
         ) from error
-    with evaluation_mode(model):  # tracing must neither change running statistics nor refuse a batch of one
-        bounded = _traced(model, example, chosen)
-        if chosen.get("conv_mode") != "matrix" and _breaks_patches(bounded):
-            bounded = _traced(model, example, {**chosen, "conv_mode": "matrix"})
-    if any(type(node).__name__ == "BoundDropout" for node in bounded.modules()):
-        raise SpecError("auto_LiRPA bounds Dropout with its noise even in eval mode; put nn.Identity in its place")
-    mend_average_pools(bounded)
+    modes = ("matrix",) if chosen.get("conv_mode") == "matrix" else ("patches", "matrix")
+    return _shared(_accepted(model, example, chosen, modes, self_check), model, example, expected)
+
+
+def wrapped_again(
+    bounded: BoundedModule, model: nn.Module, input_shape: tuple[int, ...], options: dict[str, Any] | None = None
+) -> BoundedModule:
+    """A fresh wrapper like ``bounded``, for another copy of its net (another dtype) or for other options.
+
+    What was checked of ``bounded`` is not checked again.
+    """
+    reference = next(model.parameters(), torch.zeros(()))
+    example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(reference)
+    with evaluation_mode(model), torch.no_grad():
+        expected = model(example)
+    chosen = {**BOUND_OPTIONS, "conv_mode": bounded.bound_opts["conv_mode"], **(options or {})}
+    with evaluation_mode(model), default_dtype(example.dtype):
+        again = _mended(_traced(model, example, chosen))
+    return _shared(again, model, example, expected)
+
+
+def _shared(bounded: BoundedModule, model: nn.Module, example: Tensor, expected: Tensor) -> BoundedModule:
+    """``bounded``, compared with ``model`` and sharing its buffers."""
     with evaluation_mode(bounded), frozen(model), torch.no_grad():  # frozen: auto_LiRPA sets requires_grad, in its way
         _compare(bounded(example), expected)
     # auto_LiRPA shares parameters with the model but copies buffers: running statistics would go stale
@@ -83,13 +114,97 @@ def bounded_module(
     return bounded
 
 
+def _accepted(
+    model: nn.Module, example: Tensor, options: dict[str, Any], modes: Sequence[str], self_check: bool
+) -> BoundedModule:
+    """``model`` wrapped in the first of the ``modes`` that is sound for it."""
+    fault = ""
+    for mode in modes:
+        with evaluation_mode(model):  # tracing must neither change running statistics nor refuse a batch of one
+            bounded = _traced(model, example, {**options, "conv_mode": mode})
+        if not _allows(bounded, mode, self_check):
+            continue
+        _mended(bounded)
+        fault = _fault(bounded, tuple(example.shape[1:])) if self_check else ""
+        if not fault:
+            return bounded
+    raise SpecError(f"auto_LiRPA {version} does not bound this net soundly: {fault}; replace that layer")
+
+
+def _mended(bounded: BoundedModule) -> BoundedModule:
+    """``bounded`` with nodes of ours where auto_LiRPA's are wrong or fail: in matrix mode, where such are allowed."""
+    if bounded.bound_opts["conv_mode"] == "matrix":
+        mend_linear_nodes(bounded)
+        mend_max_pools(bounded)
+    return bounded
+
+
+def _allows(bounded: BoundedModule, mode: str, unknown: bool) -> bool:
+    """Whether the table has every node bounded soundly in ``mode``; ``unknown``: nodes without a row too.
+
+    Raises:
+        SpecError: a node that is bounded soundly in no mode.
+    """
+    allowed = True
+    for name, node in bounded.named_children():
+        sound_in, row = verdict(node)
+        if row is not None and sound_in == REFUSED:
+            raise SpecError(
+                f"node {name} of the net, {row.layers}, is not bounded soundly by auto_LiRPA {version}: {row.reason}"
+            )
+        if row is None and not unknown:
+            kind = type(node).__name__.removeprefix("Bound")
+            raise SpecError(f"node {name} of the net is a {kind}, of which nothing is known; leave self_check=True")
+        allowed = allowed and (mode == "matrix" or sound_in == PATCHES)
+    return allowed
+
+
+def _fault(bounded: BoundedModule, input_shape: tuple[int, ...]) -> str:
+    """What is wrong with the bounds of ``bounded``; empty: nothing was found."""
+    reference = next(bounded.parameters(), torch.zeros(()))
+    thorough = any(verdict(node)[1] is None for node in bounded.children())
+    try:
+        with evaluation_mode(bounded), frozen(bounded), default_dtype(reference.dtype):
+            return violation(bounded, input_shape, thorough) or ""
+    except Exception as error:  # auto_LiRPA's failures have no common class
+        return f"its bounds fail ({type(error).__name__}: {str(error).partition(chr(10))[0] or 'an assertion'})"
+
+
 def _traced(model: nn.Module, example: Tensor, options: dict[str, Any]) -> BoundedModule:
+    """``model`` as auto_LiRPA reads it.
+
+    Raises:
+        SpecError: it cannot; the message says which operator or layer stands in the way.
+    """
+    log = logging.getLogger("auto_LiRPA")
+    said = _Said()
+    before, log.propagate, handlers, log.handlers = log.propagate, False, log.handlers, [said]
     try:
         return BoundedModule(model, example, bound_opts=options, device=example.device)
-    except (NotImplementedError, AssertionError, RuntimeError, TypeError, AttributeError) as error:
-        reason = str(error).partition("\n")[0] or "an assertion fails"
-        layers = ", ".join(dict.fromkeys(type(part).__name__ for part in model.modules() if not [*part.children()]))
-        raise SpecError(f"auto_LiRPA {version} cannot read this net ({reason}); its layers: {layers}") from error
+    except Exception as error:  # auto_LiRPA's failures have no common class
+        names = dict.fromkeys(type(part).__name__ for part in model.modules() if not [*part.children()])
+        known = [f"{name}: {remedy}" for name in names if (remedy := unreadable(name)) is not None]
+        reason = "; ".join(known) or said.operators() or str(error).partition("\n")[0] or "an assertion fails"
+        raise SpecError(
+            f"auto_LiRPA {version} cannot read this net ({reason}); its layers: {', '.join(names)}"
+        ) from error
+    finally:
+        log.propagate, log.handlers = before, handlers
+
+
+class _Said(logging.Handler):
+    """What auto_LiRPA logs of operators that it does not know."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self._messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._messages.append(record.getMessage())
+
+    def operators(self) -> str:
+        found = dict.fromkeys(re.findall(r"Name: (\S+?),", "\n".join(self._messages)))
+        return f"it knows no {', '.join(found)}" if found else ""
 
 
 def _compare(given: Tensor, expected: Tensor) -> None:
@@ -100,8 +215,3 @@ def _compare(given: Tensor, expected: Tensor) -> None:
             f"auto_LiRPA reads another net than the one given: their outputs differ by {apart:.3g}; replace the layer "
             "that it does not know (as a pooling with divisor_override)"
         )
-
-
-def _breaks_patches(bounded: BoundedModule) -> bool:
-    """Whether some nodes cannot be bounded between convolutions in auto_LiRPA's patches mode: it fails on them."""
-    return any(type(node).__name__ in _NO_PATCHES for node in bounded.modules())

@@ -2,58 +2,76 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
+
 import torch
+from auto_LiRPA import BoundedModule
 from torch import Tensor, nn
 
 from cure_plugin.attacks import worst_margin_loss
 from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.bounds.margins import Box, LayerBounds, crown_bounds, lower_margins
 from cure_plugin.bounds.memory import bytes_per_image
-from cure_plugin.bounds.module import bounded_module
+from cure_plugin.bounds.module import bounded_module, wrapped_again
+from cure_plugin.bounds.operators import optimisable
+from cure_plugin.bounds.rounding import required_margins
 from cure_plugin.modes import frozen
 from cure_plugin.sets import PerturbationSet
-
-ROUNDING_MARGIN = 1e-5
-"""A margin counts as proved only above this share of max(1, largest clean logit).
-
-Bounds are computed in the net's own precision with rounding to nearest; in float32 the sums of these
-nets err by a few 1e-6 of their terms' size. Casting the net and the images to float64 leaves the margin far above
-the error.
-"""
 
 _BEYOND_REACH = 3.0
 """Share of the clean margin: images whose bound lies further below 0 over CROWN's boxes are not tried with
 alpha-CROWN's own. On the nets that were measured it proved none beyond 1.5, at ten times the first step's work."""
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds of the smallest margins of a batch.
+
+    Attributes:
+        lower: as computed, (B,).
+        proved: whether the margins are positive whatever rounding did, (B,) bool.
+        layers: bounds of layers that later methods can use.
+    """
+
+    lower: Tensor
+    proved: Tensor
+    layers: LayerBounds | None
+
+
 class Bounder:
     """Bounds of a net's margins.
 
     Args:
-        net: classifier in eval mode; input_shape: without the batch axis.
+        net: classifier in eval mode, float32 or float64; input_shape: without the batch axis.
         alpha_iterations: optimisation steps of alpha-CROWN.
         batch_size: images bounded at a time, at most; fewer where an estimate of the memory needed exceeds
             ``memory`` GiB.
+        bounded: a wrapper of the same net in another dtype that was checked; default: a new one.
     """
 
     def __init__(
-        self, net: nn.Module, input_shape: tuple[int, ...], alpha_iterations: int, batch_size: int, memory: float
+        self,
+        net: nn.Module,
+        input_shape: tuple[int, ...],
+        alpha_iterations: int,
+        batch_size: int,
+        memory: float,
+        bounded: BoundedModule | None = None,
     ) -> None:
         self.net, self.input_shape = net, input_shape
         self.alpha_iterations, self.batch_size, self.memory = alpha_iterations, batch_size, memory
-        self._bounded = bounded_module(net, input_shape)
+        self._bounded = (
+            bounded_module(net, input_shape) if bounded is None else wrapped_again(bounded, net, input_shape)
+        )
         self._coupled = CoupledBounds(self._bounded)
         self._needed_bytes: dict[str, int] = {}
+        self._wide: Bounder | None = None
 
     @property
     def classes(self) -> int:
         """Number of logits."""
         return int(self._bounded.final_shape[-1])
-
-    def required_margin(self, x: Tensor) -> Tensor:
-        """How large a lower bound must be to count as a proof for the clean images ``x``, (B,)."""
-        with torch.no_grad():
-            return ROUNDING_MARGIN * self.net(x).abs().amax(1).clamp(min=1).cpu()
 
     def batch(self, method: str) -> int:
         """How many images ``method`` bounds at a time."""
@@ -64,32 +82,72 @@ class Bounder:
 
     def bound(
         self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str, known: LayerBounds | None = None
-    ) -> tuple[Tensor, LayerBounds | None]:
-        """Lower bound of the smallest margin of each image, (B,), and the layers' bounds that later methods can use.
+    ) -> Bounds:
+        """Lower bounds of the smallest margin of each image, which of them are proofs, and what later methods can use.
+
+        What float32 leaves between 0 and its rounding errors is bounded again in float64.
 
         Args:
             known: what an earlier call gave for the same images and set; coupled and alpha-CROWN start from it.
         """
-        bounds: list[Tensor] = []
+        lower: list[Tensor] = []
+        proved: list[Tensor] = []
         layers: list[LayerBounds] = []
         for piece in torch.arange(x.shape[0]).split(self.batch(method)):
             some, given = perturbation.select(x, piece), known.select(piece) if known else None
-            if method == "alpha-CROWN":
-                bounds.append(self._alpha(x[piece], y[piece], some, given))
-                continue
-            if method == "coupled":
-                with frozen(self.net):
-                    found = self._coupled.bounds(x[piece], y[piece], some, self.required_margin(x[piece]), given)
-                layers.append(found)
-                margins = found.margins
-            elif method == "CROWN":
-                layers.append(crown_bounds(self._bounded, x[piece], y[piece], some))
-                margins = layers[-1].margins
-            else:
-                with torch.no_grad():
-                    margins = lower_margins(self._bounded, x[piece], y[piece], some, method)
-            bounds.append(margins.amin(1).cpu())
-        return torch.cat(bounds), LayerBounds.join(layers) if layers else None
+            found, needed, left = self._piece(x[piece], y[piece], some, method, given)
+            lower.append(found)
+            proved.append(found > needed)
+            layers += [left] if left else []
+            close = ((found > 0) & ~proved[-1]).nonzero().flatten()
+            if close.numel() and x.dtype == torch.float32:
+                again = self._in_float64().bound(
+                    x[piece][close].double(), y[piece][close], some.select(x[piece], close), method
+                )
+                proved[-1][close] = again.proved
+        return Bounds(torch.cat(lower), torch.cat(proved), LayerBounds.join(layers) if layers else None)
+
+    def _piece(
+        self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str, known: LayerBounds | None
+    ) -> tuple[Tensor, Tensor, LayerBounds | None]:
+        """(bounds (B,), what they must exceed (B,), bounds of layers) of a batch that fits memory."""
+        layers: LayerBounds | None = None
+        if method == "alpha-CROWN":
+            lower = self._alpha(x, y, perturbation, known)
+        elif method == "coupled":
+            known = known or crown_bounds(self._bounded, x, y, perturbation)
+            with frozen(self.net):
+                target = required_margins(self._bounded, x, y, perturbation, known.boxes)
+                layers = self._coupled.bounds(x, y, perturbation, target, known)
+            lower = layers.margins.amin(1).cpu()
+        elif method == "CROWN":
+            layers = crown_bounds(self._bounded, x, y, perturbation)
+            lower = layers.margins.amin(1).cpu()
+        else:
+            with torch.no_grad():
+                lower = lower_margins(self._bounded, x, y, perturbation, method).amin(1).cpu()
+        if not bool((lower > 0).any()):
+            return lower, torch.zeros_like(lower), layers
+        at_hand = layers or known
+        boxes = at_hand.boxes if at_hand else self._boxes_at_hand(len(x))
+        return lower, required_margins(self._bounded, x, y, perturbation, boxes).cpu(), layers
+
+    def _boxes_at_hand(self, count: int) -> dict[str, Box]:
+        """What the last bound computation of so many images left at the inputs of ReLUs."""
+        found = {}
+        for node in [relu.inputs[0] for relu in self._bounded.relus]:
+            ends = getattr(node, "lower", None), getattr(node, "upper", None)
+            if isinstance(ends[0], Tensor) and isinstance(ends[1], Tensor) and len(ends[0]) == count:
+                found[node.name] = ends[0].detach(), ends[1].detach()
+        return found
+
+    def _in_float64(self) -> Bounder:
+        if self._wide is None:
+            net = copy.deepcopy(self.net).double()
+            self._wide = Bounder(
+                net, self.input_shape, self.alpha_iterations, self.batch_size, self.memory, self._bounded
+            )
+        return self._wide
 
     def _alpha(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, known: LayerBounds | None) -> Tensor:
         """alpha-CROWN, (B,): first, where boxes are known, of the margins alone; then of what is left in full.
@@ -109,8 +167,7 @@ class Bounder:
             return bounds
         with torch.no_grad():
             clean = -worst_margin_loss(self.net(x), y).cpu()
-        undecided = ~(bounds > self.required_margin(x))
-        left = (undecided & ~(bounds < -_BEYOND_REACH * clean.clamp(min=0))).nonzero().flatten()
+        left = (~(bounds > 0) & ~(bounds < -_BEYOND_REACH * clean.clamp(min=0))).nonzero().flatten()
         if left.numel():
             full = self._optimised(x[left], y[left], perturbation.select(x, left), None)
             bounds[left] = torch.fmax(bounds[left], full)
@@ -118,7 +175,7 @@ class Bounder:
 
     def _optimised(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, boxes: dict[str, Box] | None) -> Tensor:
         """alpha-CROWN over given ``boxes`` of the layers, or with those of its own; (B,)."""
-        if not self._bounded.relus:  # no slopes to choose: CROWN's bounds are the best
+        if not self._bounded.relus or not optimisable(self._bounded):  # no slopes to choose, or none that it can
             return crown_bounds(self._bounded, x, y, perturbation).margins.amin(1).cpu()
 
         def margins(sparse: bool) -> Tensor:
@@ -126,7 +183,8 @@ class Bounder:
                 "optimize_bound_args": {"iteration": self.alpha_iterations, "enable_beta_crown": False},
                 "sparse_spec_alpha": sparse,  # slopes for unstable neurons only: several times faster
             }
-            bounded = bounded_module(self.net, self.input_shape, options)  # a fresh one: 0.3 carries alphas over
+            # a fresh one: 0.3 carries alphas over
+            bounded = wrapped_again(self._bounded, self.net, self.input_shape, options)
             bounded.eval()  # else the net's parameters would get gradients
             return lower_margins(bounded, x, y, perturbation, "alpha-CROWN", boxes=boxes)
 

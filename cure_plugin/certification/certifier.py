@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from cure_plugin.attacks import find_counterexample, pgd, worst_margin_loss
 from cure_plugin.bounds.margins import LayerBounds
+from cure_plugin.bounds.module import LOW_PRECISION
 from cure_plugin.certification.bounder import Bounder
 from cure_plugin.certification.splitting import SplitResult, prove_by_splitting
 from cure_plugin.certification.verdict import Progress, Verdict
@@ -45,7 +47,8 @@ class Certifier:
     """Proves or refutes robustness of images for any set.
 
     Args:
-        net: classifier in eval mode, (B, *input_shape) to (B, C).
+        net: classifier in eval mode, (B, *input_shape) to (B, C). Of float16 and bfloat16 nets a copy in float64 is
+            attacked and bounded: verdicts are about the real-number function of the weights, in every precision.
         input_shape: without the batch axis.
         methods: which of :data:`METHODS` to try, in that order.
         attack_steps, restarts: of the PGD attack.
@@ -90,6 +93,8 @@ class Certifier:
         broken = [key for key, value in tensors if value.is_floating_point() and not bool(value.isfinite().all())]
         if broken:
             raise SpecError(f"{', '.join(broken)} of the net holds NaN or infinite values; certify another checkpoint")
+        if next((p.dtype for p in net.parameters()), torch.float32) in LOW_PRECISION:
+            net = copy.deepcopy(net).double()
         self.net = net.eval()
         self.input_shape = tuple(input_shape)
         self.methods = tuple(methods)
@@ -113,12 +118,11 @@ class Certifier:
         Raises:
             SpecError: shapes that do not fit the net, images that the set refuses, or no set of ours.
         """
-        self._check(x, y)
+        x = self._checked(x, y)
         if not isinstance(perturbation, PerturbationSet):
             raise SpecError(f"perturbation must be a cure_plugin set, got {perturbation!r}; see set_spec(text).build()")
         y = y.long()
         progress = Progress(x)
-        needed = self.required_margin(x)
         clean_margin = self._margins(x, y)
         for index in (clean_margin <= 0).nonzero().flatten().tolist():
             progress.falsify(index, "clean", float(clean_margin[index]), x[index])
@@ -140,10 +144,12 @@ class Certifier:
                         point = result.counterexample
                         progress.falsify(index, step, float(self._margins(point[None], y[one])), point)
             else:
-                bounds, layers = self._bounder.bound(x[left], y[left], some, step, known.of(left) if known else None)
-                known = _Known(left, layers) if layers else known
-                for index, bound in zip(left.tolist(), bounds.tolist(), strict=True):
-                    progress.bound(index, step, bound, bound > float(needed[index]))
+                found = self._bounder.bound(x[left], y[left], some, step, known.of(left) if known else None)
+                known = _Known(left, found.layers) if found.layers else known
+                for index, bound, proved in zip(
+                    left.tolist(), found.lower.tolist(), found.proved.tolist(), strict=True
+                ):
+                    progress.bound(index, step, bound, proved)
             progress.spend(left, time.perf_counter() - started)
         return progress.verdicts(), progress.points
 
@@ -156,7 +162,8 @@ class Certifier:
         bounds = [method for method in METHODS if method in self.methods and method not in useless]
         return [*(method for method in bounds if method == "IBP"), "pgd", *(m for m in bounds if m != "IBP")]
 
-    def _check(self, x: Tensor, y: Tensor) -> None:
+    def _checked(self, x: Tensor, y: Tensor) -> Tensor:
+        """``x`` in the net's dtype."""
         if tuple(x.shape[1:]) != self.input_shape or y.shape != x.shape[:1]:
             raise SpecError(
                 f"x must be (B, {', '.join(map(str, self.input_shape))}) and y (B,), "
@@ -165,6 +172,11 @@ class Certifier:
         classes = self._bounder.classes
         if classes < 2 or bool((y < 0).any() or (y >= classes).any()):
             raise SpecError(f"labels lie in {int(y.min())} .. {int(y.max())}, but the net has {classes} classes")
+        dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
+        same = x.to(dtype)
+        if not bool((same.to(x.dtype) == x).all()) and bool(x.isfinite().all()):
+            raise SpecError(f"x is {x.dtype}, which the net's {dtype} cannot hold; round x, or convert the net")
+        return same
 
     def _attack(
         self,
@@ -194,10 +206,9 @@ class Certifier:
         Raises:
             SpecError: more than one image, or a set without pieces.
         """
-        self._check(x, y)
+        x = self._checked(x, y)
         if x.shape[0] != 1 or not perturbation.split_methods:
             raise SpecError(f"splitting takes one image and a set with pieces, got {tuple(x.shape)}, {perturbation!r}")
-        needed = float(self.required_margin(x))
         starts = generator or torch.Generator(x.device).manual_seed(0)
 
         def attack(x: Tensor, y: Tensor, pieces: PerturbationSet) -> Tensor | None:
@@ -205,12 +216,11 @@ class Certifier:
             margin, worst = self._margins(points, y).min(0)
             return points[worst] if margin <= 0 else None
 
-        return prove_by_splitting(self.lower_bound, attack, x, y, perturbation, needed, self.pieces, self.batch_size)
+        return prove_by_splitting(self._prove, attack, x, y, perturbation, self.pieces, self.batch_size)
 
     def proved(self, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> Tensor:
         """Which images bounds and splitting prove, without any attack; (B,) bool."""
-        self._check(x, y)
-        needed = self.required_margin(x)
+        x, y = self._checked(x, y), y.long()
         done = torch.zeros(x.shape[0], dtype=torch.bool)
         for method in self._stages(perturbation):
             left = (~done).nonzero().flatten()
@@ -220,16 +230,23 @@ class Certifier:
                 alone = [(x[i : i + 1], y[i : i + 1], perturbation.select(x, left.new_tensor([i]))) for i in left]
                 done[left] = torch.tensor([self.split(*one).proved for one in alone])
             else:
-                done[left] = self.lower_bound(x[left], y[left], perturbation.select(x, left), method) > needed[left]
+                done[left] = self.proves(x[left], y[left], perturbation.select(x, left), method)
         return done
 
-    def required_margin(self, x: Tensor) -> Tensor:
-        """How large a lower bound must be to count as a proof for the clean images ``x``, (B,)."""
-        return self._bounder.required_margin(x)
+    def proves(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> Tensor:
+        """Which images one of :data:`BOUND_METHODS` proves, rounding errors counted; (B,) bool."""
+        return self._bounder.bound(x, y, perturbation, method).proved
 
     def lower_bound(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> Tensor:
-        """Lower bound of the smallest margin of each image, (B,), by one of :data:`BOUND_METHODS`."""
-        return self._bounder.bound(x, y, perturbation, method)[0]
+        """Lower bound of the smallest margin of each image, (B,), by one of :data:`BOUND_METHODS`, as computed.
+
+        See :meth:`proves` for what it is worth: rounding errors are not taken off.
+        """
+        return self._bounder.bound(x, y, perturbation, method).lower
+
+    def _prove(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> tuple[Tensor, Tensor]:
+        found = self._bounder.bound(x, y, perturbation, method)
+        return found.lower, found.proved
 
     def _margins(self, points: Tensor, y: Tensor) -> Tensor:
         """z_y - max over j != y of z_j at ``points`` (B, *input_shape), (B,)."""

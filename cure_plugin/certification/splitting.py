@@ -13,8 +13,9 @@ from torch import Tensor
 from cure_plugin.errors import SpecError
 from cure_plugin.sets import PerturbationSet
 
-LowerBound = Callable[[Tensor, Tensor, PerturbationSet, str], Tensor]
-"""(x (B, *input), y (B,), set, method) -> lower bound of each image's smallest margin (B,)."""
+Prove = Callable[[Tensor, Tensor, PerturbationSet, str], tuple[Tensor, Tensor]]
+"""(x (B, *input), y (B,), set, method) -> (lower bound of each image's smallest margin, whether it is a proof), (B,)
+each."""
 
 Attack = Callable[[Tensor, Tensor, PerturbationSet], Tensor | None]
 """(x (B, *input), y (B,), set) -> a misclassified point (*input) of one of the images' sets, or None."""
@@ -51,12 +52,11 @@ class _Open:
 
 
 def prove_by_splitting(
-    lower_bound: LowerBound,
+    prove: Prove,
     attack: Attack,
     x: Tensor,
     y: Tensor,
     perturbation: PerturbationSet,
-    needed: float,
     budget: int,
     batch_size: int,
 ) -> SplitResult:
@@ -66,10 +66,9 @@ def prove_by_splitting(
     a counterexample in a piece that no method proves, or at a piece that cannot be split further.
 
     Args:
-        lower_bound: bounds pieces by one of the set's ``split_methods``, the cheapest of which comes first.
+        prove: bounds pieces by one of the set's ``split_methods``, the cheapest of which comes first.
         attack: tried on pieces that no method proves.
         x: one image (1, *input); y: its label (1,).
-        needed: bound above which a piece counts as proved.
         budget: pieces to bound at most. batch_size: pieces to bound at a time.
 
     Raises:
@@ -90,15 +89,15 @@ def prove_by_splitting(
         pieces += len(chosen) if method == 0 else 0
         if pieces > budget:
             return SplitResult(False, pieces - len(chosen), chosen[0].bound)
-        bounds = _bounds(lower_bound, x, y, chosen, methods[method])
+        bounds, proved = _bounds(prove, x, y, chosen, methods[method])
         lowest = min(smallest, *bounds, *(other.bound for other in pending))
-        failed = [one.piece for one, bound in zip(chosen, bounds, strict=True) if not bound > needed]
+        failed = [one.piece for one, done in zip(chosen, proved, strict=True) if not done]
         if failed and method + 1 == len(methods):
             found = attack(*_batch(x, y, failed))
             if found is not None:
                 return SplitResult(False, pieces, lowest, found)
-        for one, bound in zip(chosen, bounds, strict=True):
-            if bound > needed:
+        for one, bound, done in zip(chosen, bounds, proved, strict=True):
+            if done:
                 smallest = min(smallest, bound)
             elif method + 1 < len(methods):
                 heapq.heappush(pending, _Open(bound, method + 1, next(tie), one.piece))
@@ -111,10 +110,11 @@ def prove_by_splitting(
     return SplitResult(True, pieces, smallest)
 
 
-def _bounds(lower_bound: LowerBound, x: Tensor, y: Tensor, chosen: Sequence[_Open], method: str) -> list[float]:
-    """The best lower margins so far of several pieces of one image's set."""
-    found = lower_bound(*_batch(x, y, [one.piece for one in chosen]), method).tolist()
-    return [one.bound if math.isnan(bound) else max(bound, one.bound) for one, bound in zip(chosen, found, strict=True)]
+def _bounds(prove: Prove, x: Tensor, y: Tensor, chosen: Sequence[_Open], method: str) -> tuple[list[float], list[bool]]:
+    """The best lower margins so far of several pieces of one image's set, and which of the pieces are proved."""
+    lower, proved = prove(*_batch(x, y, [one.piece for one in chosen]), method)
+    pairs = zip(chosen, lower.tolist(), strict=True)
+    return [one.bound if math.isnan(bound) else max(bound, one.bound) for one, bound in pairs], proved.tolist()
 
 
 def _batch(x: Tensor, y: Tensor, pieces: Sequence[PerturbationSet]) -> tuple[Tensor, Tensor, PerturbationSet]:

@@ -1,0 +1,163 @@
+"""How far a bound that floating point computed may lie from the one that real numbers would give.
+
+A sum of n products, in any order, errs by at most ``gamma_n = n u / (1 - n u)`` times the sum of the terms' absolute
+values, u being half the distance from 1 to the next number (Higham, Accuracy and Stability of Numerical Algorithms,
+2002, Lemma 3.1 and section 3.5). A bound of a net, by intervals or by rows pulled back, is a chain of such sums: it
+errs by at most gamma_n times what the net puts out with every weight, bias and input replaced by its absolute value, n
+being the number of terms along the chain. Neurons that are inactive over the whole set pass nothing on.
+
+In float64 that is what a proof has to clear. In float32 it would be far more than any error ever seen: there it is
+``exp(LIKELY sqrt(n) u + n u^2 / (1 - u)) - 1``, which errors exceed with a probability below 2 n exp(-LIKELY^2 / 2),
+one in ten thousand million, if single roundings are independent of one another and as often up as down (Higham and
+Mary, A New Approach to Probabilistic Rounding Error Analysis, 2019, Theorem 2.4). What lies between 0 and that is
+bounded again in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from auto_LiRPA import BoundedModule
+from torch import Tensor
+
+from cure_plugin.bounds.margins import Box
+from cure_plugin.bounds.operators import moves
+from cure_plugin.sets import PerturbationSet
+
+_STEPS = 16
+"""Operations per entry of a node that are no sums over a layer's inputs: slopes, intercepts, normalisation."""
+
+_HEURISTIC = 2.0**12
+"""Units of rounding, relative to the largest value at any node, allowed for where the net has a node without a rule."""
+
+_SAME_SIZE = (
+    "BoundAbs",
+    "BoundLeakyRelu",
+    "BoundNeg",
+)
+_FORWARD = (
+    "BoundAdd",
+    "BoundAveragePool",
+    "BoundConcat",
+    "BoundConv",
+    "BoundConvTranspose",
+    "BoundDiv",
+    "BoundFlatten",
+    "BoundGather",
+    "BoundGlobalAveragePool",
+    "BoundLinear",
+    "BoundMatMul",
+    "BoundMaxPool",
+    "BoundMul",
+    "BoundPad",
+    "BoundReduceMean",
+    "BoundReduceSum",
+    "BoundReshape",
+    "BoundSlice",
+    "BoundSqueeze",
+    "BoundTranspose",
+    "BoundUnsqueeze",
+)
+"""Of absolute values these compute absolute values of their terms."""
+
+
+LIKELY = 8.0
+"""lambda of the probabilistic analysis."""
+
+
+def required_margins(
+    bounded: BoundedModule, x: Tensor, y: Tensor, perturbation: PerturbationSet, boxes: dict[str, Box]
+) -> Tensor:
+    """How large lower bounds of z_y - z_j must be to count as positive whatever rounding did, (B,).
+
+    Args:
+        bounded: auto_LiRPA's wrapper, in eval mode, after any bound of a batch was computed.
+        x: (B, *input) in its dtype; y: (B,).
+        boxes: known bounds of the inputs of ReLUs by name; of those that are missing nothing is known.
+    """
+    with torch.no_grad():
+        lower, upper = perturbation.box(x)
+        sizes = _sizes(bounded, torch.maximum(lower.abs(), upper.abs()), boxes)
+        if sizes is None:
+            values = [getattr(node, "forward_value", None) for node in bounded.children()]
+            numbers = [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
+            largest = max([1.0, *(float(value.abs().max()) for value in numbers if value.numel())])
+            return x.new_full((len(x),), _HEURISTIC * _unit(x.dtype) * largest)
+        return growth(_terms(bounded, x), x.dtype) * (sizes.gather(1, y[:, None]).squeeze(1) + sizes.amax(1))
+
+
+def growth(terms: int, dtype: torch.dtype) -> float:
+    """Factor of the terms' absolute values by which a chain of sums of so many ``terms`` may err; see above."""
+    unit = _unit(dtype)
+    if dtype == torch.float64:
+        return terms * unit / (1 - terms * unit) if terms * unit < 1 else math.inf
+    return math.expm1(LIKELY * math.sqrt(terms) * unit + terms * unit**2 / (1 - unit))
+
+
+def _unit(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps / 2
+
+
+def _terms(bounded: BoundedModule, x: Tensor) -> int:
+    """Terms along a chain of sums forth (intervals, values) and back (rows), and over the input."""
+    terms = x[0].numel()
+    for node in bounded.children():
+        if not moves(node):
+            continue
+        terms += _STEPS
+        for part in node.inputs[1:2]:
+            weight = getattr(part, "forward_value", None)
+            if isinstance(weight, Tensor) and weight.ndim >= 2 and not moves(part):
+                terms += sum(weight.numel() // size for size in weight.shape[:2])
+        if type(node).__name__ in ("BoundAveragePool", "BoundGlobalAveragePool", "BoundReduceMean", "BoundReduceSum"):
+            terms += math.prod(node.inputs[0].output_shape[1:])
+    return terms
+
+
+def _sizes(bounded: BoundedModule, start: Tensor, boxes: dict[str, Box]) -> Tensor | None:
+    """What the net of absolute values puts out, (B, C); None where a node has no rule."""
+    known: dict[str, Any] = {}
+    for node in _ordered(bounded.final_node()):
+        kind = type(node).__name__
+        parts = [known[part.name] for part in node.inputs]
+        if kind == "BoundInput":
+            known[node.name] = start
+        elif not moves(node):
+            value = node.forward_value if getattr(node, "forward_value", None) is not None else node.value
+            known[node.name] = value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
+        elif kind == "BoundRelu":
+            box = boxes.get(node.inputs[0].name)
+            known[node.name] = parts[0] if box is None else parts[0] * (box[1] > 0)
+        elif kind in _SAME_SIZE:
+            known[node.name] = parts[0]
+        elif kind in ("BoundSigmoid", "BoundTanh"):
+            known[node.name] = parts[0] + 1
+        elif kind == "BoundSub":
+            known[node.name] = parts[0] + parts[1]
+        elif kind == "BoundBatchNormalization":
+            data, weight, bias, mean, variance = parts
+            shape = (1, -1, *[1] * (data.ndim - 2))
+            scale = weight / (variance + node.eps).sqrt()
+            known[node.name] = (data + mean.view(shape)) * scale.view(shape) + bias.view(shape)
+        elif kind in _FORWARD and not (kind == "BoundDiv" and moves(node.inputs[1])):
+            known[node.name] = node.forward(*parts).abs()
+        else:
+            return None
+    return known[bounded.final_node().name]
+
+
+def _ordered(final: Any) -> list[Any]:
+    """``final`` and all nodes below it, inputs first."""
+    found: list[Any] = []
+    seen: set[str] = set()
+    pending = [(final, False)]
+    while pending:
+        node, ready = pending.pop()
+        if ready:
+            found.append(node)
+        elif node.name not in seen:
+            seen.add(node.name)
+            pending += [(node, True), *((part, False) for part in node.inputs)]
+    return found

@@ -1,0 +1,83 @@
+"""Random nets attacked: no point of a set crosses a bound, and no net that just loses is proved."""
+
+from __future__ import annotations
+
+import collections
+import re
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from net_attacks import METHODS, crossings, mode, sets_for, wrongly_proved
+from random_nets import Drawn, draw
+
+from cure_plugin.errors import SpecError
+
+_CHUNK = 10
+
+
+def nets(first: int, count: int) -> list[Drawn]:
+    """Nets of consecutive seeds; every third with rare operators, every second in float64."""
+    drawn = [draw(seed, exotic=seed % 3 == 0) for seed in range(first, first + count)]
+    return [replace(one, dtype=torch.float64) if one.seed % 2 else one for one in drawn]
+
+
+def attack(drawn: Drawn, every: int = 1) -> None:
+    """Attack every such set of the net, by alpha-CROWN as often; fails with a script that makes the net again."""
+    names = list(sets_for(drawn.shape, drawn.seed))
+    methods = METHODS if drawn.seed % every == 0 else METHODS[:-1]
+    try:
+        broken = list(crossings(drawn, names[drawn.seed % every :: every], methods))
+    except SpecError:
+        return
+    lines = "\n".join(broken)
+    assert not broken, f"{lines}\n{drawn.script()}\nsets: net_attacks.sets_for({drawn.shape}, {drawn.seed})"
+
+
+def lose(drawn: Drawn, by: float) -> None:
+    """One set of every net, in turn."""
+    names = list(sets_for(drawn.shape, drawn.seed))
+    try:
+        wrong = wrongly_proved(drawn, names[drawn.seed % len(names)], by)
+    except SpecError:
+        return
+    assert not wrong, f"{wrong}\n{drawn.script()}"
+
+
+@pytest.mark.parametrize("first", range(0, 60, _CHUNK))
+def test_no_bound_is_broken(first: int) -> None:
+    for drawn in nets(first, _CHUNK):
+        attack(drawn, every=3)
+
+
+@pytest.mark.parametrize("by", [1e-4, 1e-6])
+@pytest.mark.parametrize("first", [0, 10, 20])
+def test_nets_that_just_lose_are_not_proved(first: int, by: float) -> None:
+    for drawn in nets(1000 + first, _CHUNK):
+        lose(drawn, by)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 1000, 50))
+def test_no_bound_is_broken_of_a_thousand_nets(first: int) -> None:
+    for drawn in nets(2000 + first, 50):
+        attack(drawn)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [1e-4, 1e-6])
+@pytest.mark.parametrize("first", range(0, 200, 20))
+def test_two_hundred_nets_that_just_lose_are_not_proved(first: int, by: float) -> None:
+    for drawn in nets(4000 + first, 20):
+        lose(drawn, by)
+
+
+@pytest.mark.slow
+def test_most_nets_are_accepted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Prints how many of a thousand nets run in which mode, and why others are refused."""
+    modes = [mode(drawn) for drawn in nets(2000, 1000)]
+    shown = collections.Counter(re.sub(r"node \S+|\S*\d\S*", "...", one)[:150] for one in modes)
+    with capsys.disabled():
+        sys.stdout.write("\n" + "\n".join(f"{count:5d} {what}" for what, count in shown.most_common()) + "\n")
+    assert sum(not one.startswith("refused") for one in modes) >= 600
