@@ -155,7 +155,9 @@ def test_gradients_pass_through_average_pools() -> None:
 def test_layers_that_the_graph_gets_wrong_are_refused(layer: nn.Module) -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), layer, nn.Flatten(), nn.LazyLinear(3))
     net(torch.rand(1, 1, 9, 9))
-    with pytest.raises(SpecError, match=r"reads another net|cannot read this net .* its layers: Conv2d|bounds Dropout"):
+    with pytest.raises(
+        SpecError, match=r"reads another net|cannot read this net .* its layers: Conv2d|Dropout, is not bounded"
+    ):
         bounded_module(net.eval(), (1, 9, 9))
 
 

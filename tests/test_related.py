@@ -163,10 +163,11 @@ def test_hopeless_images_keep_coupled_bounds_and_cost_no_alpha_crown(monkeypatch
     x, y = labelled(small_net(), 3)
     certifier, ball = Certifier(small_net(), SHAPE), PerturbationLpBall(2, 3.0)
     crown = certifier.lower_bound(x, y, ball, "CROWN")
-    coupled, layers = certifier._bounder.bound(x, y, ball, "coupled")
+    found = certifier._bounder.bound(x, y, ball, "coupled")
+    coupled, layers = found.lower, found.layers
     assert layers is not None and bool(layers.hopeless.all()) and bool((coupled >= crown).all())
     monkeypatch.setattr("cure_plugin.certification.bounder.Bounder._optimised", None)
-    assert torch.equal(certifier._bounder.bound(x, y, ball, "alpha-CROWN", layers)[0], coupled)
+    assert torch.equal(certifier._bounder.bound(x, y, ball, "alpha-CROWN", layers).lower, coupled)
     bounds = certifier._bounder._coupled
     rest = bounds.bounds(x, y, ball, torch.full((3,), torch.inf))
     assert not bool(rest.hopeless.any()) and bool((rest.margins >= layers.margins).all())

@@ -42,8 +42,7 @@ def _pool(node: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """(largest entries, where they stand in each flattened map)."""
     settings = _settings(node)
     function: Any = F.max_pool1d if len(settings["stride"]) == 1 else F.max_pool2d
-    values, places = function(x, return_indices=True, **settings)
-    return values, places
+    return function(x, return_indices=True, **settings)
 
 
 def _forward(node: Any, x: Tensor) -> Tensor:
@@ -56,7 +55,7 @@ def _interval(node: Any, *given: Any) -> tuple[Tensor, Tensor]:
 
 def _backward(node: Any, last_lower: Any, last_upper: Any, x: Any, *_: Any, **__: Any) -> tuple[Any, Any, Any]:
     lower, upper = x.lower, x.upper
-    _, places = _pool(node, lower)
+    places = _pool(node, lower)[1]
     highest, where = _pool(node, upper)
     # one entry for certain: its lower bound is the largest, and no other entry's upper bound lies above it
     certain = (where == places) & (

@@ -61,12 +61,12 @@ def violation(bounded: BoundedModule, input_shape: tuple[int, ...], thorough: bo
         PerturbationLpBall(math.inf, sizes),
         PerturbationLpBall(2, sizes * math.sqrt(math.prod(input_shape)) / 2, domain=None),
     )
-    small = coefficients(bounded) <= _SMALL
+    methods = ("IBP", "CROWN") if coefficients(bounded) <= _SMALL else ("CROWN-IBP",)
+    if len(bounded.final_node().output_shape) != 2:  # no logits: auto_LiRPA starts rows at features only
+        methods = ("IBP",)
     for ball in balls:
-        bounds = {
-            method: _bounds(bounded, x, ball, method) for method in (("IBP", "CROWN") if small else ("CROWN-IBP",))
-        }
-        nodes = list(bounds["CROWN"]) if small else [bounded.final_node().name]
+        bounds = {method: _bounds(bounded, x, ball, method) for method in methods}
+        nodes = list(bounds.get("CROWN", [bounded.final_node().name]))
         for points in _points(bounded, x, ball, nodes, generator):
             broken = _broken(bounded, points, bounds)
             if broken is not None:

@@ -1,0 +1,229 @@
+"""Which nets are accepted, in which mode, and that what auto_LiRPA gets wrong is mended or refused by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import auto_LiRPA
+import pytest
+import torch
+from auto_LiRPA import BoundedTensor
+from net_attacks import reached
+from random_nets import Affine, Picked, Quotient, View
+from torch import Tensor, nn
+
+from cure_plugin import PerturbationLpBall
+from cure_plugin.bounds import module, operators
+from cure_plugin.bounds.module import bounded_module
+from cure_plugin.bounds.operators import OPERATORS, table
+from cure_plugin.certification import Certifier
+from cure_plugin.errors import SpecError
+
+OLD = auto_LiRPA.__version__ == "0.3"
+
+
+def oblong() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 4, 3, 2),
+        nn.ReLU(),
+        nn.Conv2d(2, 2, 3, 1, 1),
+        nn.ReLU(),
+        nn.Conv2d(2, 2, 3, 1, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(24, 3),
+    )
+
+
+def dilated() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3, 1, 1),
+        nn.ReLU(),
+        nn.Conv2d(2, 2, 3, 1, 2, 2),
+        nn.ReLU(),
+        nn.Conv2d(2, 2, 3, 1, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(128, 3),
+    )
+
+
+def twice() -> nn.Module:
+    return nn.Sequential(Picked(1, [0, 0, 1]), nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class Sloped(nn.Module):
+    """``(x - 1) / (x + 1)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - 1) / (x + 1)
+
+
+def quotient() -> nn.Module:
+    linear = nn.Linear(1, 2)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[1.0], [0.0]]))
+        linear.bias.copy_(torch.tensor([0.9, 0.0]))
+    return nn.Sequential(Sloped(), linear)
+
+
+Kind = tuple[Callable[[], nn.Module], tuple[int, ...], float, tuple[int, ...]]
+
+KINDS: dict[str, Kind] = {
+    "oblong": (oblong, (1, 6, 9), 0.05, (10, 22)),
+    "tall": (oblong, (1, 9, 6), 0.05, (10, 22)),
+    "dilated": (dilated, (1, 8, 8), 0.05, tuple(range(6))),
+    "picked-twice": (twice, (4,), 0.1, (0, 1)),
+    "quotient": (quotient, (1,), 0.5, (0,)),
+    "soft-sign": (
+        lambda: nn.Sequential(nn.Linear(4, 6), Quotient(0.0, 1.0), nn.Linear(6, 3)),
+        (4,),
+        0.2,
+        (0, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_listed_kinds(name: str) -> None:
+    """Bounds hold, or the net is refused with the node and its operator."""
+    make, shape, eps, seeds = KINDS[name]
+    for seed in seeds:
+        torch.manual_seed(seed)
+        net = make().eval()
+        x = torch.full((1, *shape), 0.5) if name == "quotient" else torch.rand(1, *shape)
+        ball = PerturbationLpBall(math.inf, eps)
+        try:
+            bounded = bounded_module(net, shape)
+        except SpecError as error:
+            assert OLD and "quotient" in str(error) and "node " in str(error) and "0.7.1" in str(error)
+            continue
+        low, high = reached(net, x, ball, 100)
+        for method in ("IBP", "CROWN-IBP", "CROWN"):
+            lower, upper = bounded.compute_bounds(x=(BoundedTensor(x, ball),), method=method)
+            assert bool((lower[0] <= low + 1e-5).all() and (upper[0] >= high - 1e-5).all())
+
+
+def _head(*layers: nn.Module, shape: tuple[int, ...] = (1, 8, 8)) -> nn.Module:
+    net = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    net(torch.rand(1, *shape))
+    return net.eval()
+
+
+GEOMETRIES: dict[str, tuple[str, Callable[[], nn.Module], tuple[int, ...]]] = {
+    "square": ("patches", lambda: _head(nn.Conv2d(1, 2, 3, 2, 1)), (1, 8, 8)),
+    "normalised": ("patches", lambda: _head(nn.Conv2d(1, 2, 3, 2, 1), nn.BatchNorm2d(2)), (1, 8, 8)),
+    "oblong map": ("matrix", lambda: _head(nn.Conv2d(1, 2, 3, 1, 1), shape=(1, 8, 6)), (1, 8, 6)),
+    "oblong kernel": ("matrix", lambda: _head(nn.Conv2d(1, 2, (3, 1), 1, (1, 0))), (1, 8, 8)),
+    "oblong stride": ("matrix", lambda: _head(nn.Conv2d(1, 2, 3, (1, 2), 1)), (1, 8, 8)),
+    "oblong padding": ("matrix", lambda: _head(nn.Conv2d(1, 2, 3, 1, (1, 0))), (1, 8, 8)),
+    "dilation": ("matrix", lambda: _head(nn.Conv2d(1, 2, 3, 1, 2, 2)), (1, 8, 8)),
+    "groups": ("matrix", lambda: _head(nn.Conv2d(2, 2, 3, 1, 1, groups=2), shape=(2, 8, 8)), (2, 8, 8)),
+    "view": (
+        "matrix",
+        lambda: _head(nn.Conv2d(1, 2, 3, 1, 1), View(2, 32, 2), nn.Conv2d(2, 2, 2)),
+        (1, 8, 8),
+    ),
+    "transposed": ("matrix", lambda: _head(nn.ConvTranspose2d(1, 2, 3, 2)), (1, 8, 8)),
+    "average pooling": ("matrix", lambda: _head(nn.AvgPool2d(3, 2, 1)), (1, 8, 8)),
+    "max pooling": ("matrix", lambda: _head(nn.MaxPool2d(3, 2, 1)), (1, 8, 8)),
+    "padding": ("matrix", lambda: _head(nn.ZeroPad2d((0, 1, 2, 0)), nn.Conv2d(1, 2, 3)), (1, 8, 8)),
+    "affine": ("matrix", lambda: _head(Affine([0.3], [0.2], True, 3), nn.Conv2d(1, 2, 3)), (1, 8, 8)),
+    "sigmoid": ("matrix", lambda: _head(nn.Conv2d(1, 2, 3), nn.Sigmoid()), (1, 8, 8)),
+    "tanh": ("matrix", lambda: _head(nn.Conv2d(1, 2, 3), nn.Tanh()), (1, 8, 8)),
+    "leaky": ("matrix", lambda: _head(nn.Conv2d(1, 2, 3), nn.LeakyReLU(0.1)), (1, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_geometry_decides_the_mode(name: str) -> None:
+    mode, make, shape = GEOMETRIES[name]
+    assert bounded_module(make(), shape).bound_opts["conv_mode"] == mode
+
+
+def test_every_row_of_the_table_names_a_test_and_is_shown() -> None:
+    assert all(row.reason and row.layers and row.test.startswith("tests/") for row in OPERATORS)
+    assert len(table().splitlines()) == len(OPERATORS) + 2
+
+
+class Cosine(nn.Module):
+    """An operator without a row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.exp(x)
+
+
+def test_unknown_operators_pass_only_the_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = _head(nn.Conv2d(1, 2, 3), Cosine())
+    assert bounded_module(net, (1, 8, 8)).bound_opts["conv_mode"] == "matrix"
+    with pytest.raises(SpecError, match=r"node \S+ of the net is a Exp, of which nothing is known"):
+        bounded_module(net, (1, 8, 8), self_check=False)
+    monkeypatch.setattr(module, "violation", lambda *_: "node /x (Exp): broken")
+    with pytest.raises(SpecError, match=r"does not bound this net soundly: node /x \(Exp\)"):
+        bounded_module(net, (1, 8, 8))
+
+
+@pytest.mark.parametrize("make, shape", [(oblong, (1, 6, 9)), (dilated, (1, 8, 8))])
+def test_the_self_check_alone_finds_what_patches_mode_gets_wrong(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the table let such nets through, they would fall to matrix mode."""
+    monkeypatch.setattr(operators, "_is_plain_convolution", lambda _: True)
+    loose = [row for row in OPERATORS if row.kind != "BoundConv"]
+    monkeypatch.setattr(operators, "OPERATORS", (*loose, operators.Operator("BoundConv", "any", "patches", "mutation")))
+    torch.manual_seed(0)
+    assert bounded_module(make().eval(), shape).bound_opts["conv_mode"] == "matrix"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_certified_for_the_weights_it_holds(dtype: torch.dtype) -> None:
+    """No proof of a margin that the same weights lose in float64."""
+    wrong = 0
+    for seed in range(8):
+        torch.manual_seed(seed)
+        layers = [nn.Flatten(), nn.Linear(64, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 3)]
+        net = nn.Sequential(*layers).to(dtype).eval()
+        x = torch.rand(1, 1, 8, 8).to(dtype)
+        ball = PerturbationLpBall(math.inf, 0.002)
+        exact = nn.Sequential(*layers).double()  # in place: the half-precision weights, widened
+        with torch.no_grad():
+            y = exact(x.double()).argmax(1)
+            low, high = reached(exact, x.double(), ball)
+            others = torch.cat([high[: int(y)], high[int(y) + 1 :]]).max()
+            layers[-1].bias[y] -= low[int(y)] - others + 1e-3  # lost at some pair of points, and nearly at one
+        net = nn.Sequential(*layers).to(dtype).eval()
+        certifier = Certifier(net, (1, 8, 8), attack_steps=1, restarts=1)
+        proved = certifier.proved(x, y, ball)
+        found = reached(nn.Sequential(*layers).double(), x.double(), ball, 100)
+        margin = float(found[0][int(y)] - torch.cat([found[1][: int(y)], found[1][int(y) + 1 :]]).max())
+        wrong += bool(proved) and margin < -0.05
+        assert certifier.net[1].weight.dtype == torch.float64
+    assert wrong == 0
+    with pytest.raises(SpecError, match="wrap a copy in float64"):
+        bounded_module(net, (1, 8, 8))
+
+
+def test_hidden_values_that_cancel_are_no_proof_in_float32() -> None:
+    """Logits of size 1 made of terms of size 1e6: what float32 adds up is no evidence."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        first, last = nn.Linear(16, 64), nn.Linear(64, 2)
+        with torch.no_grad():
+            first.bias.fill_(3e5)
+            last.weight[0] = torch.randn(64)
+            last.weight[0] -= last.weight[0].mean()
+            last.weight[1] = 0
+            last.bias.zero_()
+        net = nn.Sequential(first, nn.ReLU(), last).eval()
+        x = torch.rand(1, 16)
+        ball = PerturbationLpBall(math.inf, 0.001)
+        exact = nn.Sequential(first, nn.ReLU(), last)
+        with torch.no_grad():
+            single = float(net(x)[0, 0])
+            double = float(exact.double()(x.double())[0, 0])
+            low, _ = reached(exact, x.double(), ball)
+        nn.Sequential(first, last).float()
+        y = torch.tensor([0])
+        if single > 0 > double or float(low[0]) < 0:
+            assert not bool(Certifier(net, (16,)).proved(x, y, ball))
