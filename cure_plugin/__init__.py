@@ -4,8 +4,7 @@ from cure_plugin.compat import import_auto_lirpa
 
 import_auto_lirpa()
 
-from cure_plugin.bounds.coupled_relu import install as _install_coupled_relu_hook  # noqa: E402
-from cure_plugin.bounds.first_layer import install as _install_first_layer_hook  # noqa: E402
+from cure_plugin.bounds.hooks import install_all as _install_hooks  # noqa: E402
 from cure_plugin.bounds.pad import install as _install_pad  # noqa: E402
 from cure_plugin.sets import (  # noqa: E402
     PerturbationGeometric,
@@ -18,8 +17,7 @@ from cure_plugin.sets import (  # noqa: E402
     register_perturbation,
 )
 
-_install_first_layer_hook()
-_install_coupled_relu_hook()
+_install_hooks()
 _install_pad()
 
 __version__ = "0.1.0"

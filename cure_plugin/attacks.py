@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cure_plugin.checks import check_count, check_number
 from cure_plugin.modes import evaluation_mode
 from cure_plugin.sets import PerturbationSet
 from cure_plugin.sets.base import per_image
@@ -110,7 +111,14 @@ def pgd_variables(
 
     Returns:
         (variable, its value (B,)) per job; values of the last variables are those before the last step.
+
+    Raises:
+        SpecError: steps that are no whole number >= 0, a momentum or first step that is not finite and >= 0.
     """
+    check_count("steps", steps)
+    check_number("momentum", momentum)
+    for length in first_steps or ():
+        check_number("first_steps", length)
     decay_steps = {steps // 2, steps * 7 // 8}
     sizes = [len(x) for x, _, _ in jobs]
     labels = torch.cat([y for _, y, _ in jobs])
@@ -175,7 +183,11 @@ def find_counterexample(
 
     Returns:
         (found (B,) bool, points (B, *input)): where found, a point of the set that the model gets wrong.
+
+    Raises:
+        SpecError: restarts that are no whole number >= 0, or see :func:`pgd_variables`.
     """
+    check_count("restarts", restarts)
     points = x.clone()
     with evaluation_mode(model), torch.no_grad():
         found = worst_margin_loss(model(x), y) >= 0

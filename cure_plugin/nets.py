@@ -31,10 +31,10 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
     """Refuse what is no normalisation.
 
     Raises:
-        SpecError: lengths differ, or a std that is not positive and finite.
+        SpecError: lengths differ, a number that is not finite, or a std that is not positive.
     """
-    if len(mean) != len(std) or not all(0 < value < math.inf for value in std):
-        raise SpecError(f"mean and std need one number per channel, std > 0; got mean={mean}, std={std}")
+    if len(mean) != len(std) or not all(map(math.isfinite, mean)) or not all(0 < value < math.inf for value in std):
+        raise SpecError(f"mean and std need one number per channel, finite, std > 0; got mean={mean}, std={std}")
 
 
 class Normalize(nn.Module):

@@ -87,7 +87,7 @@ def crossings(drawn: Drawn, names: Sequence[str] = (), methods: Sequence[str] = 
             over = max(float((lower[0] - low).max()), float((high - upper[0]).max()))
             if not over <= slack:
                 yield f"{name} {method}: a bound of the logits is broken by {over:.3g}"
-        point = _worst(exact, wide, y, perturbation)
+        point = worst(exact, wide, y, perturbation)
         with torch.no_grad():
             margin = -float(worst_margin_loss(exact(point), y))
         for method in methods:
@@ -98,7 +98,7 @@ def crossings(drawn: Drawn, names: Sequence[str] = (), methods: Sequence[str] = 
                 yield f"{name} {method}: margin {margin:.6g} lies below its bound {bound:.6g}"
 
 
-def _worst(net: nn.Module, x: Tensor, y: Tensor, perturbation: PerturbationSet, steps: int = 60) -> Tensor:
+def worst(net: nn.Module, x: Tensor, y: Tensor, perturbation: PerturbationSet, steps: int = 60) -> Tensor:
     """The point of the smallest margin that a long attack with several starts meets, (1, *input)."""
     many = 6
     generator = torch.Generator().manual_seed(1)
@@ -123,7 +123,7 @@ def lost(drawn: Drawn, perturbation: PerturbationSet, by: float) -> tuple[nn.Mod
     with torch.no_grad():
         y = net(x).argmax(1)
         exact = copy.deepcopy(net).double()
-    point = _worst(exact, x.double(), y, perturbation)
+    point = worst(exact, x.double(), y, perturbation)
     last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
     with torch.no_grad():
         last.bias[y] -= (-worst_margin_loss(exact(point), y)).to(last.bias) + by

@@ -1,4 +1,4 @@
-"""The norm-coupled ReLU relaxation, and the hook that puts it into auto_LiRPA's backward pass.
+"""The norm-coupled ReLU relaxation, and what puts it into auto_LiRPA's backward pass.
 
 CROWN bounds every neuron of a layer over its own interval, as if each could spend the whole l2 budget.
 Here the budget stays shared: for pre-activations z with l <= z <= u and ||z - z0||_2 <= rho, any slopes g
@@ -12,7 +12,6 @@ over two clipped parabolas, in closed form. m = 0 is CROWN's own intercept.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from auto_LiRPA.bound_ops import BoundRelu
 from auto_LiRPA.patches import Patches
 from torch import Tensor
 
@@ -204,13 +202,9 @@ def _search(a: Tensor, slope: Tensor, box: Box, clean: Tensor, radius: Tensor) -
     return at
 
 
-def install() -> None:
-    """Wrap ``BoundRelu.bound_backward`` once; without an active coupling it does what it did."""
-    original = BoundRelu.bound_backward
-    if hasattr(original, "__wrapped__"):
-        return
+def with_coupling(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``BoundRelu.bound_backward`` that lets the active coupling answer; without one it does what it did."""
 
-    @functools.wraps(original)
     def bound_backward(self: Any, last_lA: Any, last_uA: Any, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         coupling = _active.get()
         if coupling is None or kwargs.get("start_node") is not coupling.start or getattr(self, "leaky_alpha", 0) != 0:
@@ -222,4 +216,4 @@ def install() -> None:
         (lower_rows, lower_bias), (upper_rows, upper_bias) = results
         return [(lower_rows, upper_rows)], lower_bias, upper_bias
 
-    BoundRelu.bound_backward = bound_backward
+    return bound_backward

@@ -10,7 +10,6 @@ else keeps the (sound) box.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -186,14 +185,10 @@ def refine(node: Any) -> None:
     node.lower, node.upper = node.interval
 
 
-def install() -> None:
-    """Wrap ``BoundedModule.IBP_general`` once; every first linear layer is then refined as it is bounded."""
-    original = BoundedModule.IBP_general
-    if hasattr(original, "__wrapped__"):
-        return
+def with_exact_first_layer(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``BoundedModule.IBP_general`` that refines every first linear layer as it is bounded."""
 
-    @functools.wraps(original)
-    def ibp_with_exact_first_layer(
+    def ibp_general(
         self: BoundedModule, node: Any = None, C: Tensor | None = None, delete_bounds_after_use: bool = False
     ) -> Any:
         known = hasattr(node, "interval")
@@ -203,4 +198,4 @@ def install() -> None:
         refine(node)
         return node.interval
 
-    BoundedModule.IBP_general = ibp_with_exact_first_layer
+    return ibp_general

@@ -17,6 +17,7 @@ from cure_plugin.bounds.module import LOW_PRECISION
 from cure_plugin.certification.bounder import Bounder
 from cure_plugin.certification.splitting import SplitResult, prove_by_splitting
 from cure_plugin.certification.verdict import Progress, Verdict
+from cure_plugin.checks import check_count
 from cure_plugin.errors import SpecError
 from cure_plugin.sets import PerturbationSet
 
@@ -85,8 +86,7 @@ class Certifier:
             ("batch_size", batch_size),
             ("pieces", pieces),
         ):
-            if value < 1:
-                raise SpecError(f"{name} must be at least 1, got {value!r}")
+            check_count(name, value, 1)
         if not 0 < memory < math.inf:
             raise SpecError(f"memory must be a finite number of GiB above 0, got {memory!r}")
         tensors = [*net.named_parameters(), *net.named_buffers()]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from cure_plugin.checks import check_number
 from cure_plugin.errors import SpecError
 from cure_plugin.sets.base import PerturbationSet, check_batch, check_domain, open_interval
 from cure_plugin.sets.lp import PerturbationLpBall
@@ -183,6 +184,7 @@ class PerturbationPatch(PerturbationSet):
 
     def scaled(self, factor: float) -> PerturbationPatch:
         """A square with sides ``factor`` times as long, rounded up, at the same block of positions."""
+        check_number(f"factor of {self.name}", factor)
         height, width = (max(1, -int(-side * factor // 1)) for side in (self.height, self.width))
         return PerturbationPatch(height, width, self.block, self.domain)
 
@@ -320,6 +322,7 @@ class PerturbationL0(PerturbationSet):
         return other.domain == self.domain and other.pixels <= self.pixels
 
     def scaled(self, factor: float) -> PerturbationL0:
+        check_number(f"factor of {self.name}", factor)
         return PerturbationL0(max(0, -int(-self.pixels * factor // 1)), self.domain)
 
     def small_region(self, x: Tensor, variable: Tensor, ratio: float) -> tuple[Tensor, PerturbationSet]:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cure_plugin.checks import check_count
 from cure_plugin.errors import SpecError
 
 
@@ -25,8 +26,10 @@ def augmented(
         (B, C, crop, crop), or the shape of ``x`` where ``crop`` is 0.
 
     Raises:
-        SpecError: a crop larger than the padded image.
+        SpecError: a crop larger than the padded image, or a crop or pad that is no whole number >= 0.
     """
+    check_count("crop", crop)
+    check_count("pad", pad)
     if flip:
         mirrored = torch.rand(len(x), generator=generator) < 0.5
         x = torch.where(mirrored.to(x.device)[:, None, None, None], x.flip(3), x)

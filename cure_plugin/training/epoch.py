@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cure_plugin.checks import check_number
 from cure_plugin.training.objective import Outcome
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -39,9 +40,14 @@ def run_epoch(
         l1_penalty: weight of the parameters' l1 norm, added to the loss.
         clip: largest l2 norm of the gradient; None or 0 for any.
 
+    Raises:
+        SpecError: a penalty or clip that is not finite and >= 0.
+
     Returns:
         Means of the outcomes' figures over the samples, and of ``loss`` (with the penalty).
     """
+    check_number("l1_penalty", l1_penalty)
+    check_number("clip", clip or 0.0)
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     totals: dict[str, float] = {}

@@ -14,6 +14,7 @@ from auto_LiRPA import BoundedModule
 from torch import Tensor, nn
 
 from cure_plugin.bounds.margins import elided, elided_cross_entropy, lower_margins, margin_matrix
+from cure_plugin.checks import check_number
 from cure_plugin.errors import SpecError
 from cure_plugin.sets import PerturbationSet
 from cure_plugin.training.batch_norm import running_statistics_kept
@@ -40,7 +41,7 @@ def crown_ibp_loss(
     bounded: BoundedModule, x: Tensor, y: Tensor, perturbation: PerturbationSet, mix: float = 1.0
 ) -> SetLoss:
     """``mix`` times CROWN-IBP's margins plus (1 - ``mix``) times IBP's, over the whole set (Zhang et al. 2020)."""
-    _check_share("mix", mix)
+    check_number("mix", mix, 1)
     interval = lower_margins(bounded, x, y, perturbation, "IBP") if mix < 1 else None
     margins = lower_margins(bounded, x, y, perturbation, "CROWN-IBP")
     return _of(elided(margins if interval is None else mix * margins + (1 - mix) * interval))
@@ -101,7 +102,7 @@ def mtl_ibp_loss(
 
     The vector is that of the bounds.
     """
-    _check_share("mix", mix)
+    check_number("mix", mix, 1)
     attacked = adversarial_loss(model, x, y, perturbation, variable)
     verified = ibp_loss(bounded, x, y, perturbation)
     return SetLoss((1 - mix) * attacked.values + mix * verified.values, verified.vector)
@@ -117,7 +118,7 @@ def cc_ibp_loss(
     mix: float,
 ) -> SetLoss:
     """Loss of (1 - ``mix``) times the attacked elided logits plus ``mix`` times IBP's (CC-IBP, the same paper)."""
-    _check_share("mix", mix)
+    check_number("mix", mix, 1)
     attacked = adversarial_loss(model, x, y, perturbation, variable)
     verified = ibp_loss(bounded, x, y, perturbation)
     return _of((1 - mix) * attacked.vector + mix * verified.vector)
@@ -131,8 +132,3 @@ def _elided_logits(logits: Tensor, y: Tensor) -> Tensor:
     """(0, z_j - z_y for j != y), the elided vector of a single point."""
     margins = torch.einsum("bmc,bc->bm", margin_matrix(y, logits.shape[1]).to(logits), logits)
     return elided(margins)
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise SpecError(f"{name} must lie in [0, 1], got {value!r}")

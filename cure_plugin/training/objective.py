@@ -11,6 +11,7 @@ from auto_LiRPA import BoundedModule
 from torch import Tensor, nn
 
 from cure_plugin.attacks import pgd_variables
+from cure_plugin.checks import check_count, check_number
 from cure_plugin.errors import SpecError
 from cure_plugin.folding import AttackNet
 from cure_plugin.nets import Normalize
@@ -79,10 +80,10 @@ class TrainingSet:
             raise SpecError(f"loss {self.loss!r} of {name} needs mix, the share of the bounds in (0, 1]")
         if self.mix is not None and self.loss not in _WITH_MIX:
             raise SpecError(f"mix of {name} means nothing to loss {self.loss!r}; it is for {', '.join(_WITH_MIX)}")
-        if self.mix is not None and not 0 < self.mix <= 1:
-            raise SpecError(f"mix of {name} must lie in (0, 1], got {self.mix!r}")
-        if self.attack_step is not None and not 0 < self.attack_step < math.inf:
-            raise SpecError(f"attack_step of {name} must be finite and > 0, got {self.attack_step!r}")
+        if self.mix is not None:
+            check_number(f"mix of {name}", self.mix, 1, zero=False)
+        if self.attack_step is not None:
+            check_number(f"attack_step of {name}", self.attack_step, zero=False)
         if self.loss == "sabr-box" and not hasattr(self.perturbation, "small_box"):
             raise SpecError(f"loss sabr-box takes lp balls, got {name}; use sabr")
 
@@ -168,14 +169,11 @@ class CureObjective:
             raise SpecError(f"align_from must be weaker, both or one of {list(self.names)}, got {self.align_from!r}")
         if not 0 <= self.alignment < math.inf or (self.alignment > 0 and len(self.sets) < 2):
             raise SpecError(f"alignment must be finite, >= 0 and needs two sets, got {self.alignment!r}")
-        if not 0 <= self.regularizer < math.inf:
-            raise SpecError(f"regularizer must be finite and >= 0, got {self.regularizer!r}")
+        check_number("regularizer", self.regularizer)
         if self.alignment > 0 and self.strategy == "random":
             raise SpecError("alignment needs every sample bounded for every set; random bounds each for one")
-        if self.attack_steps < 1:
-            raise SpecError(f"attack_steps must be at least 1, got {self.attack_steps!r}")
-        if not 0 < self.relu_shrink <= 1:
-            raise SpecError(f"relu_shrink must lie in (0, 1], got {self.relu_shrink!r}")
+        check_count("attack_steps", self.attack_steps, 1)
+        check_number("relu_shrink", self.relu_shrink, 1, zero=False)
 
     def __call__(
         self,
@@ -195,7 +193,7 @@ class CureObjective:
             generator: of the attacks' random starts and the random partition.
 
         Raises:
-            SpecError: a scale outside [0, 1], or inputs that are no finite float batch.
+            SpecError: a scale outside [0, 1], inputs that are no finite float batch, or a net that has diverged.
         """
         if not 0 <= scale <= 1:
             raise SpecError(f"scale must lie in [0, 1], got {scale!r}")
@@ -238,6 +236,11 @@ class CureObjective:
             net = AttackNet(model, self.amp, self.channels_last)
             found = pgd_variables(net, jobs, self.attack_steps, generator=generator, best=False, first_steps=steps)
             variables.update((k, variable) for k, (variable, _) in zip(attacked, found, strict=True))
+            if not all(bool(variables[k].isfinite().all()) for k in attacked):
+                raise SpecError(
+                    "the net's logits or gradients are not finite: training has diverged; lower the learning rate "
+                    "(learning_rate of a recipe) or grow the sets more slowly (ramp_epochs)"
+                )
         return variables
 
     def _watched(self, inputs: dict[int, tuple[Tensor, Tensor]]) -> int | None:

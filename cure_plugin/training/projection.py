@@ -8,9 +8,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from cure_plugin.errors import SpecError
+from cure_plugin.checks import check_number
 
 Result = TypeVar("Result")
+
+_WEIGHT = "gradient projection weight"
 
 
 def projected_epoch(
@@ -28,7 +30,11 @@ def projected_epoch(
 
     Returns:
         What the two returned.
+
+    Raises:
+        SpecError: weight outside [0, 1]; nothing has run then.
     """
+    check_number(_WEIGHT, weight, 1)
     start, start_buffers = _copy(model.named_parameters()), _copy(model.named_buffers())
     first = certified()
     after, after_buffers = _copy(model.named_parameters()), _copy(model.named_buffers())
@@ -66,8 +72,7 @@ def project_update(
     Raises:
         SpecError: weight outside [0, 1].
     """
-    if not 0 <= weight <= 1:
-        raise SpecError(f"gradient projection weight must lie in [0, 1], got {weight!r}")
+    check_number(_WEIGHT, weight, 1)
     mixed = {}
     for name, theta in start.items():
         towards_certified, towards_natural = certified[name] - theta, natural[name] - theta

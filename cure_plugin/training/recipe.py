@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from cure_plugin.checks import check_count, check_number
 from cure_plugin.datasets import DATASETS
 from cure_plugin.errors import SpecError
 from cure_plugin.nets import NETS, check_normalisation
@@ -21,6 +22,9 @@ from cure_plugin.training.objective import CureObjective, TrainingSet
 
 _SEEDS = 2**40
 """So many: epochs are numbered on top of them in 64 bits."""
+
+_LARGEST_RATE = 1000.0
+"""Far beyond any that trains a net: Adam moves every weight by about as much. Beyond float32 torch fails."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Recipe:
             first certified epoch on, else after annealing.
         start: file of a trained net to go on from (CURE-Finetune): a checkpoint, or a plain state_dict.
         epochs: in all. natural_epochs: plain training first. ramp_epochs: annealing after those.
-        batch_size, learning_rate, milestones (epochs), decay (factor at each milestone).
+        batch_size, learning_rate, milestones (epochs), decay (factor at each milestone, in (0, 1]).
         l1_penalty: weight of the parameters' l1 norm. clip: largest gradient l2 norm, 0 for any.
         flip, crop, pad: of training images, see :func:`augmented`; nets take inputs of the crop's size.
         seed: of initialisation, order and attacks.
@@ -99,15 +103,15 @@ class Recipe:
             raise SpecError(f"unknown data set {self.data!r}; known: {', '.join(DATASETS)}")
         if self.net not in NETS:
             raise SpecError(f"unknown net {self.net!r}; known: {', '.join(NETS)}")
-        for name in ("epochs", "batch_size", "learning_rate", "decay"):
-            if not getattr(self, name) > 0:
-                raise SpecError(f"{name} must be > 0, got {getattr(self, name)!r}")
-        for name in ("ramp_epochs", "natural_epochs", "l1_penalty", "clip", "regularizer", "crop", "pad", "seed"):
-            if not getattr(self, name) >= 0:
-                raise SpecError(f"{name} must be >= 0, got {getattr(self, name)!r}")
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise SpecError(f"{name} must be finite, got {value!r}")
+        for name in ("epochs", "batch_size"):
+            check_count(name, getattr(self, name), 1)
+        for name in ("natural_epochs", "crop", "pad", "seed"):
+            check_count(name, getattr(self, name))
+        check_number("learning_rate", self.learning_rate, _LARGEST_RATE, zero=False)
+        check_number("decay", self.decay, 1, zero=False)
+        for name in ("ramp_epochs", "l1_penalty", "clip"):
+            check_number(name, getattr(self, name))
+        check_number("gradient_projection", self.gradient_projection, 1)
         if self.seed >= _SEEDS:
             raise SpecError(f"seed must be below {_SEEDS}, got {self.seed!r}")
         if self.natural_epochs + self.ramp_epochs > self.epochs:
@@ -116,12 +120,10 @@ class Recipe:
                 "epochs: the sets would never reach their size; raise epochs or lower ramp_epochs"
             )
         check_normalisation(self.mean, self.std)
-        if any(milestone < 0 for milestone in self.milestones):
-            raise SpecError(f"milestones must be epochs >= 0, got {list(self.milestones)}")
+        for milestone in self.milestones:
+            check_count("milestones", milestone)
         if self.pad and not self.crop:
             raise SpecError(f"pad needs crop, the size to cut after padding; got pad {self.pad} alone")
-        if not 0 <= self.gradient_projection <= 1:
-            raise SpecError(f"gradient_projection must lie in [0, 1], got {self.gradient_projection!r}")
         if self.gradient_projection > 0 and not self.projects(self.epochs - 1):
             raise SpecError(
                 f"gradient_projection {self.gradient_projection!r} would never apply: annealing ends after epoch "
@@ -207,7 +209,7 @@ def _convert(key: str, kind: str, value: Any) -> Any:
         if isinstance(value, bool):
             raise TypeError("a number expected")
         if kind == "int":
-            if int(value) != float(value):
+            if not math.isfinite(float(value)) or int(value) != float(value):
                 raise ValueError("a whole number expected")
             return int(value)
         if kind == "float | None" and value is None:

@@ -13,6 +13,8 @@ from auto_LiRPA.operators import BoundRelu
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cure_plugin.checks import check_number
+
 
 @contextmanager
 def relu_shrinking(bounded: BoundedModule, factor: float) -> Iterator[None]:
@@ -23,7 +25,11 @@ def relu_shrinking(bounded: BoundedModule, factor: float) -> Iterator[None]:
 
     Args:
         factor: in (0, 1]; 1 changes no bound.
+
+    Raises:
+        SpecError: another factor.
     """
+    check_number("factor", factor, 1, zero=False)
     relus = [relu for relu in bounded.relus if type(relu) is BoundRelu]  # a leaky ReLU is a subclass in 0.7
     for relu in relus:
         relu.interval_propagate = functools.partial(_interval, factor)

@@ -25,10 +25,7 @@ _OPERATIONS: dict[str, Callable[[float, float], float]] = {
 }
 
 _LEAST_SIZE = 1e-3
-"""Values below it are given the tolerance of this one: outputs are float32 numbers."""
-
-_ROUNDING = 1e-6
-"""Of float32 outputs, relative to the larger one; less than what our certificates ask for beyond 0."""
+"""Sums below it are given the tolerance of this one: points are written as float32 numbers."""
 
 _DEEPEST = 100
 """Nesting of parentheses that is read; no file in use comes near it."""
@@ -152,10 +149,10 @@ class Query:
         """Whether flattened ``inputs`` and ``outputs`` satisfy every assertion.
 
         Args:
-            tolerance: by how much an inequality may be missed that bounds one input. What speaks of a single output
-                (as of a measured distance) or of several inputs (as a sum of squares) may be missed by that share
-                of its value below 1: of a small ball's squared radius, no more than leaves it that ball.
-                Comparisons of outputs may then be missed by float32's rounding, no more.
+            tolerance: by how much an inequality over inputs alone may be missed: by this where it bounds one input;
+                where it speaks of a term (as the sum of squares of a ball), by that share of its value below 1, which
+                is no more than leaves a small ball its size. What speaks of an output, a measured distance too, holds
+                exactly or not at all.
 
         Raises:
             DataError: another number of values than of variables, or an assertion that is not understood.
@@ -175,12 +172,11 @@ class Query:
                 return any(self._holds(part, values, tolerance) for part in parts)
             case ["<=" | ">=" | "=" | "==" as relation, left, right]:
                 one, other = self._value(left, values), self._value(right, values)
-                difference, slack, size = one - other, tolerance, max(abs(one), abs(other))
+                difference, size = one - other, max(abs(one), abs(other))
                 kinds = [self._index[name][0] for name in set(self._variables_in(form))]
-                if kinds.count("Y") > 1:
-                    slack = min(tolerance, _ROUNDING * max(1.0, size))
-                elif kinds != ["X"] or not any(isinstance(side, str) and side in self._index for side in (left, right)):
-                    slack = tolerance * min(1.0, max(size, _LEAST_SIZE))
+                slack = tolerance if kinds and "Y" not in kinds else 0.0
+                if len(kinds) > 1 or not any(isinstance(side, str) and side in self._index for side in (left, right)):
+                    slack *= min(1.0, max(size, _LEAST_SIZE))
                 return (relation == ">=" or difference <= slack) and (relation == "<=" or difference >= -slack)
             case _:
                 raise self._fault(f"unknown assertion {str(form)[:60]}")
