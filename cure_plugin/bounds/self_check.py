@@ -116,7 +116,7 @@ def _broken(bounded: BoundedModule, points: Tensor, bounds: dict[str, Found]) ->
     largest = 1.0
     for node in bounded.children():
         value = getattr(node, "forward_value", None)
-        if not isinstance(value, Tensor) or not getattr(node, "perturbed", False):
+        if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
             continue
         largest = max(largest, float(value.abs().nan_to_num(posinf=0).max()))
         allowed = _SLACK * torch.finfo(value.dtype).eps * largest
