@@ -248,3 +248,26 @@ def test_what_float32_leaves_open_is_bounded_again_in_float64() -> None:
     found = certifier._bounder.bound(x, y, ball, "IBP")
     assert float(found.lower) < float(required_margins(certifier._bounder._bounded, x, y, ball, {}))
     assert bool(found.proved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layer", [nn.Sigmoid(), nn.Tanh()])
+def test_lines_around_s_shapes_hold_on_every_interval(layer: nn.Module, dtype: torch.dtype) -> None:
+    """On a grid of intervals, narrow and wide: neither line cuts through, as auto_LiRPA's own do in float64."""
+    ends = torch.linspace(-7, 7, 57, dtype=dtype)
+    low, high = (end.flatten() for end in torch.meshgrid(ends, ends + 1e-3, indexing="ij"))
+    low, high = low[low < high], high[low < high]
+    width = len(low)
+    net = nn.Sequential(layer, nn.Linear(width, width, bias=False)).to(dtype)
+    with torch.no_grad():
+        net[1].weight.copy_(torch.eye(width))
+    bounded = module._mended(module._traced(net, torch.zeros(1, width, dtype=dtype), {"conv_mode": "matrix"}))
+    box = PerturbationLpBall(math.inf, 100.0, (low[None], high[None]))
+    with module.default_dtype(dtype):
+        bounded.compute_bounds(x=(BoundedTensor(((low + high) / 2)[None], box),), method="CROWN")
+    node = next(node for node in bounded.children() if hasattr(node, "lw"))
+    for share in torch.linspace(0, 1, 101, dtype=dtype):
+        z = low + share * (high - low)
+        value = layer(z)
+        room = 8 * torch.finfo(dtype).eps * (1 + z.abs())
+        assert bool((node.lw * z + node.lb <= value + room).all() and (node.uw * z + node.ub >= value - room).all())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cure_plugin.bounds.linear_nodes import mend_linear_nodes
 from cure_plugin.bounds.max_pool import mend_max_pools
 from cure_plugin.bounds.operators import PATCHES, REFUSED, unreadable, verdict
+from cure_plugin.bounds.s_shaped import mend_s_shaped
 from cure_plugin.bounds.self_check import violation
 from cure_plugin.errors import SpecError
 from cure_plugin.modes import evaluation_mode, frozen
@@ -97,7 +98,7 @@ def wrapped_again(
     with evaluation_mode(model), torch.no_grad():
         expected = model(example)
     chosen = {**BOUND_OPTIONS, "conv_mode": bounded.bound_opts["conv_mode"], **(options or {})}
-    with evaluation_mode(model), default_dtype(example.dtype):
+    with evaluation_mode(model):
         again = _mended(_traced(model, example, chosen))
     return _shared(again, model, example, expected)
 
@@ -136,6 +137,7 @@ def _mended(bounded: BoundedModule) -> BoundedModule:
     if bounded.bound_opts["conv_mode"] == "matrix":
         mend_linear_nodes(bounded)
         mend_max_pools(bounded)
+        mend_s_shaped(bounded)
     return bounded
 
 
@@ -180,7 +182,8 @@ def _traced(model: nn.Module, example: Tensor, options: dict[str, Any]) -> Bound
     said = _Said()
     before, log.propagate, handlers, log.handlers = log.propagate, False, log.handlers, [said]
     try:
-        return BoundedModule(model, example, bound_opts=options, device=example.device)
+        with default_dtype(example.dtype):
+            return BoundedModule(model, example, bound_opts=options, device=example.device)
     except Exception as error:  # auto_LiRPA's failures have no common class
         names = dict.fromkeys(type(part).__name__ for part in model.modules() if not [*part.children()])
         known = [f"{name}: {remedy}" for name in names if (remedy := unreadable(name)) is not None]

@@ -106,6 +106,7 @@ class Operator:
         return self.kind == type(node).__name__ and (not self.versions or library in self.versions) and self.when(node)
 
 
+_LINES = "auto_LiRPA's slopes, with offsets in closed form (bounds/s_shaped.py)"
 _OWN = "pulled back through its own forward pass (bounds/linear_nodes.py)"
 _PATCHES_FAIL = "patches mode knows no such rows"
 
@@ -198,8 +199,10 @@ OPERATORS: tuple[Operator, ...] = (
     ),
     Operator("BoundDiv", "quotient", MATRIX, f"{_PATCHES_FAIL}; by a constant: {_OWN}"),
     Operator("BoundLeakyRelu", "LeakyReLU", MATRIX, "not proven between patches"),
-    Operator("BoundSigmoid", "Sigmoid", MATRIX, "tangents and chords, not proven between patches"),
-    Operator("BoundTanh", "Tanh", MATRIX, "tangents and chords, not proven between patches"),
+    Operator(
+        "BoundSigmoid", "Sigmoid", MATRIX, "auto_LiRPA's slopes, with offsets in closed form (bounds/s_shaped.py)"
+    ),
+    Operator("BoundTanh", "Tanh", MATRIX, _LINES),
     Operator(
         "BoundDropout",
         "Dropout",
