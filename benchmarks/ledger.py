@@ -242,7 +242,15 @@ def shown_origin(entry: dict[str, Any]) -> str:
     return f"{cores}, commit {', '.join(commits)}, `{entry['command']}`"
 
 
+def operators_table() -> str:
+    """Which operators are accepted, from the table that decides it."""
+    from cure_plugin.bounds.operators import table
+
+    return table()
+
+
 TABLES = {
+    "operators": operators_table,
     "demo": demo_table,
     "sets": sets_table,
     "certify": certify_table,
@@ -255,9 +263,13 @@ TABLES = {
 
 
 def render() -> None:
-    """Replace every ``<!-- table NAME -->`` ... ``<!-- end -->`` block of README.md."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
+    """Replace every ``<!-- table NAME -->`` ... ``<!-- end -->`` block of README.md and docs/design.md."""
+    for page in (ROOT / "README.md", ROOT / "docs" / "design.md"):
+        page.write_text(rendered(page.read_text()))
+
+
+def rendered(text: str) -> str:
+    """``text`` with the blocks filled in."""
     for name, table in TABLES.items():
         pattern = rf"(<!-- table {name} -->\n).*?(<!-- end -->)"
         try:
@@ -265,7 +277,7 @@ def render() -> None:
         except FileNotFoundError:  # not measured yet
             continue
         text = re.sub(pattern, lambda match, lines=lines: f"{match[1]}{lines}\n{match[2]}", text, flags=re.S)
-    readme.write_text(text)
+    return text
 
 
 def main(arguments: list[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import auto_LiRPA
 import pytest
@@ -148,6 +149,9 @@ def test_geometry_decides_the_mode(name: str) -> None:
 def test_every_row_of_the_table_names_a_test_and_is_shown() -> None:
     assert all(row.reason and row.layers and row.test.startswith("tests/") for row in OPERATORS)
     assert len(table().splitlines()) == len(OPERATORS) + 2
+    assert table() in (Path(__file__).parents[1] / "docs" / "design.md").read_text()  # benchmarks/ledger.py render
+    missing = [row.test for row in OPERATORS if not (Path(__file__).parents[1] / row.test.partition("::")[0]).is_file()]
+    assert not missing
 
 
 class Cosine(nn.Module):
