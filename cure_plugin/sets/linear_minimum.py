@@ -42,6 +42,18 @@ def l1_box_minimum(a: Tensor, low: Tensor, high: Tensor, eps: Tensor) -> Tensor:
     return -(gain * used).sum(-1)
 
 
+def l1_box_maximizer(a: Tensor, low: Tensor, high: Tensor, eps: Tensor) -> Tensor:
+    """The ``d`` of ``low <= d <= high`` and ``sum |d| <= eps`` whose ``a . d`` is largest, shape (..., K).
+
+    Args:
+        a: coefficients (..., K); low, high: of the same shape; eps: budget, shape (..., 1).
+    """
+    order = a.abs().argsort(dim=-1, descending=True)
+    room = torch.where(a > 0, high, -low).gather(-1, order)
+    used = torch.minimum(room, (eps - (room.cumsum(-1) - room)).clamp(min=0))
+    return a.sign() * torch.zeros_like(a).scatter(-1, order, used)
+
+
 def l2_box_minimum(a: Tensor, low: Tensor, high: Tensor, eps: Tensor) -> Tensor:
     """Minimum of ``a . d`` over ``low <= d <= high`` and ``||d||_2 <= eps``.
 
