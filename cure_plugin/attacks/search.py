@@ -1,4 +1,4 @@
-"""The search for counterexamples: long steps that shrink, at every runner-up class in turn, on what is unbroken only."""
+"""The search for counterexamples: long steps that shrink, at one class after the other, on what is unbroken only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHORTEST = 10
 
 @dataclass(frozen=True)
 class _Run:
-    """One ascent: of how many steps, and towards which runner-up (0 the first); None: the largest margin, untargeted."""
+    """One ascent: of how many steps, and towards which runner-up (0 the first); None: untargeted, the worst margin."""
 
     steps: int
     rank: int | None
@@ -93,7 +93,7 @@ class _Search:
         return self.found, self.points
 
     def ascend(self, index: Tensor, perturbation: PerturbationSet, run: _Run) -> None:
-        """Climb from the start that suits ``run`` with the samples ``index``, which ``perturbation`` is selected for."""
+        """Climb with the samples ``index``, which ``perturbation`` is selected for, from the start that suits ``run``."""
         x, y = self.x[index], self.y[index]
         variable = perturbation.random_start(x, self.generator)
         if run.rank is None and variable.shape == x.shape:
