@@ -42,8 +42,8 @@ def greedy_pixels(net: nn.Module, x: Tensor, y: Tensor, budget: float) -> Tensor
         while True:
             point.requires_grad_()
             value = worst_margin_loss(net(point.view(1, *x.shape[1:])), y[index : index + 1])
-            if float(value) >= 0 or left <= 1e-6:
-                broken[index] = float(value) >= 0
+            broken[index] = bool(value >= 0)
+            if broken[index] or left <= 1e-6:
                 break
             (gradient,) = torch.autograd.grad(value, point)
             point = point.detach().clone()
@@ -165,10 +165,16 @@ def test_no_work_is_spent_on_broken_samples() -> None:
 
 
 class Lower(PerturbationLpBall):
-    """A ball whose points are nowhere brighter than the clean image: a refinement by its projection alone."""
+    """A ball whose points are nowhere brighter than the clean image: a refinement that defines no leap."""
 
     def project(self, x: Tensor, point: Tensor) -> Tensor:
         return torch.minimum(super().project(x, point), x)
+
+    def random_start(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.project(x, super().random_start(x, generator))
+
+    def select(self, x: Tensor, index: Tensor) -> Lower:
+        return self
 
 
 @pytest.mark.parametrize("norm", [1, 2, math.inf])

@@ -93,7 +93,7 @@ class _Search:
         return self.found, self.points
 
     def ascend(self, index: Tensor, perturbation: PerturbationSet, run: _Run) -> None:
-        """Climb with the samples ``index``, which ``perturbation`` is selected for, from the start that suits ``run``."""
+        """Climb with the samples ``index``, which ``perturbation`` is selected for, from where ``run`` starts."""
         x, y = self.x[index], self.y[index]
         variable = perturbation.random_start(x, self.generator)
         if run.rank is None and variable.shape == x.shape:
