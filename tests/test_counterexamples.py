@@ -200,3 +200,14 @@ def test_the_l1_maximizer_equals_a_linear_program(few: int, monkeypatch: pytest.
             bounds = [(0, float(end)) for end in (*high[row], *-low[row])]
             best = -linprog(cost, A_ub=[[1.0] * 18], b_ub=[eps], bounds=bounds).fun
             assert float((a[row] * found[row]).sum()) == pytest.approx(best, abs=1e-9)
+
+
+def test_l1_projections_do_not_depend_on_the_rest_of_the_batch() -> None:
+    """Batches that lie inside the ball take a short cut: training's points must be the same bits."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(4, 1, 6, 6, generator=generator)
+    point = x + torch.randn(x.shape, generator=generator) * torch.tensor([0.01, 0.01, 1.0, 1.0]).view(4, 1, 1, 1)
+    ball = PerturbationLpBall(1, 2.0)
+    together = ball.project(x, point)
+    assert torch.equal(together[:2], ball.project(x[:2], point[:2]))
+    assert not torch.equal(together[2:], point[2:])
