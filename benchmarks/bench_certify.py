@@ -3,7 +3,7 @@
 Parts:
 
 coupled   l2 and l1 balls on two small nets: CROWN and alpha-CROWN by stock auto_LiRPA, our cascade with
-          norm-coupled bounds, and the share that PGD does not break.
+          norm-coupled bounds, and the share that the attack does not break.
 loop      linf, l2 and l1 on one net: our cascade against the loop that scripts run today, CROWN and then
           alpha-CROWN on what is left, one norm after the other. The loop starts with the images that our
           cascade leaves undecided, and is stopped after LOOP_LIMIT times our cascade's time: the images that
@@ -150,7 +150,7 @@ def shown(row: dict[str, Any]) -> str:
     ours, plain = row["cascade"], row["plain"]
     unreached = f", stopped with {plain['unreached']} images to go" if plain["unreached"] else ""
     return (
-        f"{row['net']} {row['set']}: of {row['images']} images PGD leaves {ours['not_broken']}; "
+        f"{row['net']} {row['set']}: of {row['images']} images the attack leaves {ours['not_broken']}; "
         f"cascade proves {len(ours['proved'])} ({ours['stages']}) in {ours['seconds']:.0f} s; "
         f"plain CROWN {plain['crown']} in {plain['crown_seconds']:.0f} s, "
         f"then alpha-CROWN {plain['alpha']} of {plain['alpha_images']} in {plain['seconds']:.0f} s in all{unreached}; "

@@ -82,7 +82,7 @@ def shown(row: dict[str, Any]) -> str:
     cgt = f", CGT {row['cgt_splits']} each" if row["cgt_splits"] else ""
     return (
         f"{row['data']} {row['text']}: clean {row['clean']:.2f}, certified {row['certified']:.2f}, "
-        f"PGD {row['pgd']:.2f}; "
+        f"attack leaves {row['pgd']:.2f}; "
         f"{row['split_images']} images split into {row['pieces']} pieces (at most {row['most_pieces']}{cgt}), "
         f"{row['seconds']:.0f} s"
     )

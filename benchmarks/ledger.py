@@ -77,7 +77,9 @@ def demo_table() -> str:
     figures = entry["figures"]
     names = {text.split("=")[0]: text for text in figures["sets"]}
     lines = [
-        "| method | clean | " + " | ".join(f"{text} certified (PGD)" for text in names.values()) + " | union (95 %) |",
+        "| method | clean | "
+        + " | ".join(f"{text} certified (attack leaves)" for text in names.values())
+        + " | union (95 %) |",
         "|---|---|" + "---|" * (len(names) + 1),
     ]
     for method, shares in figures["methods"].items():
@@ -127,7 +129,7 @@ def certify_table() -> str:
     """The figures of bench_certify.py coupled as a Markdown table."""
     entry = json.loads((RESULTS / "certify-coupled.json").read_text())
     lines = [
-        "| net, set | PGD leaves | cascade, s per image | stock CROWN | stock alpha-CROWN |",
+        "| net, set | attack leaves | cascade, s per image | stock CROWN | stock alpha-CROWN |",
         "|---|---|---|---|---|",
     ]
     for row in entry["figures"]["rows"]:
@@ -149,7 +151,7 @@ def loop_table() -> str:
     entry = json.loads((RESULTS / "certify-loop.json").read_text())
     rows = entry["figures"]["rows"]
     lines = [
-        "| set | cascade: proved, s | plain CROWN, then alpha-CROWN: proved, s | times our time | PGD leaves |",
+        "| set | cascade: proved, s | plain CROWN, then alpha-CROWN: proved, s | times our time | attack leaves |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
@@ -173,7 +175,7 @@ def splitting_table() -> str:
     """The figures of bench_splitting.py as a Markdown table."""
     entry = json.loads((RESULTS / "certify-splitting.json").read_text())
     lines = [
-        "| data, set | clean | certified | PGD leaves | pieces: mean, most | boxes CGT needs | s |",
+        "| data, set | clean | certified | attack leaves | pieces: mean, most | boxes CGT needs | s |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in entry["figures"]["rows"]:
@@ -212,7 +214,7 @@ def generalization_tables() -> str:
         for row in rows:
             cells = [f"{100 * row['certified'][n]:.1f} ({100 * row['pgd'][n]:.1f})" for n in names.values()]
             lines.append(f"| {row['net']} | {100 * row['clean']:.1f} | " + " | ".join(cells) + " |")
-        lines += ["", f"Percent certified (PGD leaves) of {rows[0]['images']} test images; *unseen* in italics."]
+        lines += ["", f"Percent certified (attack leaves) of {rows[0]['images']} test images; *unseen* in italics."]
         parts.append("\n".join(lines))
     return "\n\n".join([*parts, f"{shown_origin(entry)}."])
 

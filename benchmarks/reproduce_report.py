@@ -68,7 +68,7 @@ def table(results: Path, setting: str) -> str:
     lines = [
         "| method | epochs | seeds | clean | "
         + " | ".join(first["radii"])
-        + " | union | union, PGD leaves | training, min |",
+        + " | union | union, attack leaves | training, min |",
         "|---|---|---|---|" + "---|" * (len(names) + 3),
     ]
     for method, entries in methods.items():

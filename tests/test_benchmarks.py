@@ -135,7 +135,7 @@ def test_reproduce_trains_certifies_records_once_and_reports(
         reproduce.main()
     monkeypatch.undo()
     text = reproduce_report.tables(tmp_path / "results")
-    assert "first 2 test images" in text and "union, PGD leaves" in text
+    assert "first 2 test images" in text and "union, attack leaves" in text
     assert "| CURE-Finetune | 2 | 0 |" in text and "| Max + BA (first 1 images) | 2 | 0 |" in text
     pytest.importorskip("matplotlib")
     reproduce_report.plot(tmp_path / "results", "small_mnist_small", tmp_path / "plot.svg")

@@ -226,7 +226,7 @@ def test_kinds_of_sets_are_counted_apart(certifier: Certifier, data: ImageData) 
         }
     summary = summarize(records)
     assert summary.groups["universal"] <= min(summary.union, *summary.groups.values())
-    assert "universal cert. / PGD" in text_table({"net": summary})
+    assert "universal cert. / attack leaves" in text_table({"net": summary})
     alone = certify_dataset(certifier, data.first(2), sets[:1])
     assert alone[0]["groups"] == {} and summarize(alone).groups == {}
 

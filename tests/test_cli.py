@@ -34,7 +34,7 @@ def test_train_certify_export_report(trained: Path, tmp_path: Path, capsys: pyte
     summary = json.loads((tmp_path / "c" / "summary.json").read_text())
     assert set(summary["certified"]) == {"linf", "l2"} and summary["images"] == 6
     assert len((tmp_path / "c" / "results.csv").read_text().splitlines()) == 1 + 6 * 2
-    assert "| linf cert. / PGD |" in (tmp_path / "c" / "report.md").read_text()
+    assert "| linf cert. / attack leaves |" in (tmp_path / "c" / "report.md").read_text()
     assert (tmp_path / "c" / "report.html").read_text().count('<img class="plot"') == 1
     results = str(tmp_path / "c" / "results.jsonl")
     assert main(["compare", results, results, "--out", str(tmp_path / "d")]) == 0
@@ -55,7 +55,7 @@ def test_train_certify_export_report(trained: Path, tmp_path: Path, capsys: pyte
     assert main(report) == 0
     page = (tmp_path / "r" / "report.html").read_text()
     assert "<table>" in page and "data:image/png" in page
-    assert "union cert. / PGD" in capsys.readouterr().out
+    assert "union cert. / attack leaves" in capsys.readouterr().out
 
 
 def test_certify_a_state_dict_for_sets_from_a_file(trained: Path, tmp_path: Path) -> None:

@@ -196,7 +196,8 @@ def test_stages_count_every_image_once() -> None:
 def test_shares_carry_their_intervals() -> None:
     page = summary_markdown("Title", {"net": summarize(A)}, "Settings.")
     assert page.startswith("# Title\n") and page.endswith("Settings.\n")
-    assert "| method | clean | linf cert. / PGD | l2 cert. / PGD | union cert. / PGD | universal cert. / PGD |" in page
+    heads = [f"{name} cert. / attack leaves" for name in ("linf", "l2", "union", "universal")]
+    assert f"| method | clean | {' | '.join(heads)} |" in page
     assert "| 75.0 (30.1 to 95.4) / 100.0 | 50.0 (15.0 to 85.0) / 75.0 |" in page
     assert "75.0 (30.1 to 95.4) / 100.0" in text_table({"net": summarize(A)})
 

@@ -52,7 +52,7 @@ class Certifier:
             attacked and bounded: verdicts are about the real-number function of the weights, in every precision.
         input_shape: without the batch axis.
         methods: which of :data:`METHODS` to try, in that order.
-        attack_steps, restarts: of the PGD attack.
+        attack_steps, restarts: of the attack, see :func:`~cure_plugin.attacks.find_counterexample`.
         alpha_iterations: optimisation steps of alpha-CROWN.
         batch_size: images worked on together, at most; bound methods take fewer where memory asks for it.
         pieces: that splitting may bound per image.
@@ -187,7 +187,7 @@ class Certifier:
         perturbation: PerturbationSet,
         generator: torch.Generator | None,
     ) -> None:
-        """Mark as falsified, with the point found, what PGD breaks of the images ``left`` of the batch."""
+        """Mark as falsified, with the point found, what the attack breaks of the images ``left`` of the batch."""
         found, candidates = find_counterexample(
             self.net, x, y, perturbation, self.attack_steps, self.restarts, generator
         )

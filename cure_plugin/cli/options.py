@@ -56,6 +56,6 @@ def settings_line(options: argparse.Namespace, specs: Sequence[SetSpec], certifi
     precision = str(next(certifier.net.parameters()).dtype).removeprefix("torch.")
     return (
         f"First {options.images} test images of {options.on}; sets {', '.join(map(str, specs))}; methods "
-        f"{', '.join(certifier.methods)} in {precision}; PGD of {certifier.attack_steps} steps and "
+        f"{', '.join(certifier.methods)} in {precision}; attacks of {certifier.attack_steps} steps and "
         f"{certifier.restarts} restarts."
     )

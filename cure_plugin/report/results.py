@@ -18,7 +18,10 @@ COMPARISON_CAPTION = (
 def summary_caption(summaries: Mapping[str, Summary]) -> str:
     """What the numbers of :func:`summary_table` mean."""
     images = next(iter(summaries.values())).images
-    return f"Percent of {images} test images: certified by bounds (95 % interval) / not broken by PGD (an upper limit)."
+    return (
+        f"Percent of {images} test images: certified by bounds (95 % interval) / not broken by the attack (an upper "
+        "limit)."
+    )
 
 
 def summary_table(summaries: Mapping[str, Summary]) -> Table:
@@ -26,7 +29,7 @@ def summary_table(summaries: Mapping[str, Summary]) -> Table:
     first = next(iter(summaries.values()))
     names = [*first.certified, "union", *first.groups]
     rows = [[method, _share(s.clean, s.intervals["clean"]), *_shares(s)] for method, s in summaries.items()]
-    return Table(["method", "clean", *(f"{name} cert. / PGD" for name in names)], rows)
+    return Table(["method", "clean", *(f"{name} cert. / attack leaves" for name in names)], rows)
 
 
 def text_table(summaries: Mapping[str, Summary]) -> str:

@@ -45,6 +45,9 @@ class PerturbationSet(PerturbationLpNorm, ABC):
     attack_step: float = 0.25
     """Relative size of the first attack step (see :meth:`ascend`)."""
 
+    longest_leap: float = 2.0
+    """Relative size of the first step in the search for counterexamples (see :meth:`leap`)."""
+
     shared_budget: bool = False
     """Whether the pixels share one l1 or l2 budget, which norm-coupled bounds make use of."""
 
@@ -110,6 +113,10 @@ class PerturbationSet(PerturbationLpNorm, ABC):
     def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One random point of the set per sample, (B, *input)."""
         return self.decode(x, self.random_start(x, generator))
+
+    def leap(self, x: Tensor, variable: Tensor, gradient: Tensor, share: float) -> Tensor:
+        """One step in the search for counterexamples; ``share`` in [0, 1] falls from 1, the longest step, to 0."""
+        return self.ascend(x, variable, gradient, self.longest_leap * share)
 
     def parts(self) -> tuple[PerturbationSet, ...]:
         """Sets to attack one by one that together are this one: itself, or a union's members."""

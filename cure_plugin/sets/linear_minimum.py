@@ -17,6 +17,9 @@ _CHUNK_ELEMENTS = 1 << 23
 
 _TINY = 1e-30
 
+_FEW = 64
+"""Coordinates that :func:`l1_box_maximizer` tries to spend the budget on first."""
+
 
 def box_minimum(a: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Minimum of ``a . d`` over ``low <= d <= high``."""
@@ -40,6 +43,24 @@ def l1_box_minimum(a: Tensor, low: Tensor, high: Tensor, eps: Tensor) -> Tensor:
     spent_before = room.cumsum(-1) - room
     used = torch.minimum(room, (eps - spent_before).clamp(min=0))
     return -(gain * used).sum(-1)
+
+
+def l1_box_maximizer(a: Tensor, low: Tensor, high: Tensor, eps: Tensor) -> Tensor:
+    """The ``d`` of ``low <= d <= high`` and ``sum |d| <= eps`` whose ``a . d`` is largest, shape (..., K).
+
+    Args:
+        a: coefficients (..., K); low, high: of the same shape; eps: budget, shape (..., 1).
+    """
+    rooms = torch.where(a > 0, high, -low)
+    count = min(_FEW, a.shape[-1])
+    while True:  # a small budget is spent long before the last coordinate: sorting them all would cost the most
+        order = a.abs().topk(count, dim=-1).indices
+        room = rooms.gather(-1, order)
+        if count == a.shape[-1] or bool((room.sum(-1, keepdim=True) >= eps).all()):
+            break
+        count = min(8 * count, a.shape[-1])
+    used = torch.minimum(room, (eps - (room.cumsum(-1) - room)).clamp(min=0))
+    return a.sign() * torch.zeros_like(a).scatter(-1, order, used)
 
 
 def l2_box_minimum(a: Tensor, low: Tensor, high: Tensor, eps: Tensor) -> Tensor:

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from cure_plugin.errors import SpecError
 from cure_plugin.sets.base import Domain, PerturbationSet, check_domain, per_image, shown_domain
-from cure_plugin.sets.linear_minimum import box_minimum, in_chunks, l1_box_minimum, l2_box_minimum
+from cure_plugin.sets.linear_minimum import box_minimum, in_chunks, l1_box_maximizer, l1_box_minimum, l2_box_minimum
 from cure_plugin.sets.rows import Rows
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_L2_LONGEST_LEAP = 8.0
+"""So far out that the domain bends the step: the projected direction then spends the radius where pixels can move."""
 
 _L1_STEP_SHARE = 0.05
 """Share of coordinates that one l1 attack step moves (sparse steps: Tramer and Boneh 2019)."""
@@ -49,6 +52,8 @@ class PerturbationLpBall(PerturbationSet):
             raise SpecError(f"domain must be (lowest, highest) with lowest <= highest, got {shown_domain(domain)}")
         self.domain = domain
         self.eps = eps
+        if self.p == 2:
+            self.longest_leap = _L2_LONGEST_LEAP
 
     @property
     def eps(self) -> float | Tensor:
@@ -173,12 +178,15 @@ class PerturbationLpBall(PerturbationSet):
         """The shrinkage (B,) that brings each offset's l1 norm to at most eps (Duchi et al. 2008)."""
         radius = self._radius(x).unsqueeze(1)
         size = offset.abs().flatten(1)
+        total = size.sum(1)
+        if bool((total <= radius.squeeze(1)).all()):
+            return torch.zeros_like(total)
         sorted_size = size.sort(dim=1, descending=True).values
         count = torch.arange(1, size.shape[1] + 1, dtype=x.dtype, device=x.device)
         candidate = (sorted_size.cumsum(1) - radius) / count
         last = (sorted_size > candidate).sum(1, keepdim=True).clamp(min=1) - 1
         threshold = candidate.gather(1, last).squeeze(1).clamp(min=0)
-        return torch.where(size.sum(1) > radius.squeeze(1), threshold, 0)
+        return torch.where(total > radius.squeeze(1), threshold, 0)
 
     def random_start(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         radius = per_image(self._radius(x), x)
@@ -206,6 +214,19 @@ class PerturbationLpBall(PerturbationSet):
         else:
             direction = self._l1_direction(variable, gradient)
         return self.project(x, variable + length * direction)
+
+    def leap(self, x: Tensor, variable: Tensor, gradient: Tensor, share: float) -> Tensor:
+        """l1: towards the point of the cut ball that lies furthest along ``gradient``, which few pixels make.
+
+        A step of the conditional gradient (Frank and Wolfe 1956) over the whole set: the budget goes to the largest
+        gradients, each pixel as far as the domain lets it. Steps of fixed sparsity do not see that room.
+        """
+        if self.p != 1:
+            return super().leap(x, variable, gradient, share)
+        budget = self._radius(x).unsqueeze(1) * (1 - 8 * torch.finfo(x.dtype).eps)  # what rounding may add
+        down, up = self._room(x)
+        furthest = l1_box_maximizer(gradient.flatten(1), down.flatten(1), up.flatten(1), budget)
+        return self.project(x, variable + min(1.0, 2 * share) * (x + furthest.view_as(x) - variable))
 
     def _l1_direction(self, point: Tensor, gradient: Tensor) -> Tensor:
         """Unit l1 step over the largest gradients among the coordinates that can still move."""

@@ -19,9 +19,6 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 Job = tuple[Tensor, Tensor, PerturbationSet]
 """(clean inputs (B, *input), labels (B,), the set around them)."""
 
-_MOMENTUM = 0.5
-"""Of every second restart in the search for counterexamples."""
-
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Cross entropy per sample, (B,)."""
@@ -165,41 +162,3 @@ def _with_momentum(gradient: Tensor, last: Tensor | None, momentum: float) -> Te
     size = gradient.abs().flatten(1).mean(1).clamp(min=torch.finfo(gradient.dtype).tiny)
     scaled = gradient / per_image(size, gradient)
     return scaled if last is None else momentum * last + scaled
-
-
-def find_counterexample(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    perturbation: PerturbationSet,
-    steps: int = 40,
-    restarts: int = 3,
-    generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Look for misclassified points in the set: the clean point, then PGD on the worst margin.
-
-    Each restart works on the samples still unbroken only; every second one has momentum, which breaks more
-    patches and rotations and fewer boxes.
-
-    Returns:
-        (found (B,) bool, points (B, *input)): where found, a point of the set that the model gets wrong.
-
-    Raises:
-        SpecError: restarts that are no whole number >= 0, or see :func:`pgd_variables`.
-    """
-    check_count("restarts", restarts)
-    points = x.clone()
-    with evaluation_mode(model), torch.no_grad():
-        found = worst_margin_loss(model(x), y) >= 0
-    for restart in range(restarts):
-        left = (~found).nonzero().squeeze(1)
-        if left.numel() == 0:
-            break
-        some = perturbation.select(x, left)
-        momentum = _MOMENTUM if restart % 2 else 0.0
-        candidate = pgd(model, x[left], y[left], some, steps, worst_margin_loss, restart > 0, generator, momentum)
-        with evaluation_mode(model), torch.no_grad():
-            broken = worst_margin_loss(model(candidate), y[left]) >= 0
-        points[left[broken]] = candidate[broken]
-        found[left[broken]] = True
-    return found, points
