@@ -52,11 +52,11 @@ def violation(bounded: BoundedModule, input_shape: tuple[int, ...], thorough: bo
         thorough: look at many more sets.
     """
     parameter = next((p for p in bounded.parameters() if p.is_floating_point()), torch.zeros(()))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(parameter.device).manual_seed(0)
     sizes = torch.tensor(_SIZES).to(parameter)
     if thorough:
         sizes = torch.logspace(-3, 0, _MANY * len(_SIZES)).to(parameter)
-    x = torch.rand(len(sizes), *input_shape, generator=generator).to(parameter)
+    x = torch.rand(len(sizes), *input_shape, generator=generator, device=parameter.device).to(parameter)
     balls = (
         PerturbationLpBall(math.inf, sizes),
         PerturbationLpBall(2, sizes * math.sqrt(math.prod(input_shape)) / 2, domain=None),
@@ -96,14 +96,14 @@ def _points(
 ) -> Iterator[Tensor]:
     """Points of the sets, (K, B, *input): random ones, corners, and ends of steps along gradients of ``nodes``."""
     inside = [ball.sample(x, generator) for _ in range(_RANDOM // 2)]
-    signs = (torch.randint(0, 2, (_RANDOM // 2, *x.shape), generator=generator) * 2 - 1).to(x)
+    signs = (torch.randint(0, 2, (_RANDOM // 2, *x.shape), generator=generator, device=x.device) * 2 - 1).to(x)
     yield torch.stack([*inside, *(ball.ascend(x, x, sign, 1.0) for sign in signs)])
     for name in nodes:
         with torch.enable_grad():
             start = x.repeat(_ENTRIES, *[1] * (x.ndim - 1)).requires_grad_()
             bounded(start)
             value = bounded[name].forward_value.flatten(1)
-            entry = torch.randint(value.shape[1], (len(value), 1), generator=generator).to(value.device)
+            entry = torch.randint(value.shape[1], (len(value), 1), generator=generator, device=x.device)
             (gradient,) = torch.autograd.grad(value.gather(1, entry).sum(), start, allow_unused=True)
         if gradient is not None:
             steps = gradient.view(_ENTRIES, *x.shape)
