@@ -39,7 +39,7 @@ def marked(fast: bool, *values: object) -> Any:
 SEEDS = [marked(seed in FAST and seed not in COSTLY, seed) for seed in range(COUNT)]
 
 PAIRS = [
-    marked(seed in FAST and (method != "coupled" or seed not in COSTLY[:2]), method, seed)
+    marked(seed in FAST and (method != "coupled" or seed not in COSTLY[:3]), method, seed)
     for seed in range(COUNT)
     for method in BOUND_METHODS
     if method != "coupled" or NORMS[seed % len(NORMS)][0] < math.inf
