@@ -1,6 +1,6 @@
 """Make the stored nets with planted counterexamples anew, or report what attacks find in them.
 
-python tests/make_planted.py             # all of them, into tests/fixtures/planted.pt: about 6 minutes on one core
+python tests/make_planted.py             # all of them, into tests/fixtures/planted.pt: about 5 minutes on one core
 python tests/make_planted.py 3 17        # these seeds only, the others stay
 python tests/make_planted.py --report    # makes nothing
 """
