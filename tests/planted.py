@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cure_plugin import PerturbationLpBall
-from cure_plugin.attacks import find_counterexample, pgd, worst_margin_loss
+from cure_plugin.attacks import pgd, worst_margin_loss
 
 COUNT = 40
 STORED = Path(__file__).parent / "fixtures" / "planted.pt"
@@ -164,7 +164,7 @@ def _one_thread(seed: int) -> Iterator[None]:
 
 
 def make_planted(seed: int) -> Planted:
-    """Train the net of ``seed``, anew from another start while the certifier's attack finds a counterexample.
+    """Train the net of ``seed``, anew from another start while PGD finds a counterexample.
 
     Raises:
         RuntimeError: no training hid the point.
@@ -180,14 +180,29 @@ def make_planted(seed: int) -> Planted:
     raise RuntimeError(f"seed {seed}: attacks find the planted point after each of {_ATTEMPTS} trainings")
 
 
+def found_by_pgd(planted: Planted, copies: int, steps: int, restarts: int, generator: torch.Generator) -> int:
+    """How many of so many PGD attacks on the worst margin find a misclassified point.
+
+    Each has ``restarts`` runs of ``steps``: the first from the clean image, the others from random points, every second
+    one with momentum.
+    """
+    x, y = planted.x.repeat(copies, 1, 1, 1), planted.y.repeat(copies)
+    found = torch.zeros(copies, dtype=torch.bool)
+    for restart in range(restarts):
+        momentum = 0.5 if restart % 2 else 0.0
+        options = worst_margin_loss, restart > 0, generator, momentum
+        points = pgd(planted.net, x, y, planted.perturbation, steps, *options)
+        with torch.no_grad():
+            found |= planted.margin(points) <= 0
+    return int(found.sum())
+
+
 def _is_hidden(planted: Planted, generator: torch.Generator) -> bool:
-    """Whether ``point`` is misclassified clearly and ``x`` is not, and 20 attacks as the certifier's find nothing."""
+    """Whether ``point`` is misclassified clearly and ``x`` is not, and 20 PGD attacks find nothing."""
     with torch.no_grad():
         if float(planted.margin(planted.point)) > _HIDDEN or float(planted.margin(planted.x)) <= 0:
             return False
-    x, y = planted.x.repeat(20, 1, 1, 1), planted.y.repeat(20)
-    found, _ = find_counterexample(planted.net, x, y, planted.perturbation, 40, 2, generator)
-    return not bool(found.any())
+    return found_by_pgd(planted, 20, 40, 2, generator) == 0
 
 
 def _train(planted: Planted, decay: float, effort: int, generator: torch.Generator) -> None:
