@@ -129,6 +129,11 @@ GEOMETRIES: dict[str, tuple[str, Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: _head(nn.Conv2d(1, 2, 3, 1, 1), View(2, 32, 2), nn.Conv2d(2, 2, 2)),
         (1, 8, 8),
     ),
+    "square view": (
+        "matrix",
+        lambda: _head(nn.Conv2d(1, 4, 3, 1, 1), nn.ReLU(), View(1, 16, 16), nn.Conv2d(1, 2, 3, 1, 1)),
+        (1, 8, 8),
+    ),
     "transposed": ("matrix", lambda: _head(nn.ConvTranspose2d(1, 2, 3, 2)), (1, 8, 8)),
     "average pooling": ("matrix", lambda: _head(nn.AvgPool2d(3, 2, 1)), (1, 8, 8)),
     "max pooling": ("matrix", lambda: _head(nn.MaxPool2d(3, 2, 1)), (1, 8, 8)),
