@@ -257,6 +257,10 @@ def test_what_float32_leaves_open_is_bounded_again_in_float64() -> None:
     found = certifier._bounder.bound(x, y, ball, "IBP")
     assert float(found.lower) < float(required_margins(certifier._bounder._bounded, x, y, ball, {}))
     assert bool(found.proved)
+    with torch.no_grad():
+        net[-1].bias += 1
+    copied = certifier._bounder._in_float64().net[-1].bias
+    assert copied.dtype == torch.float64 and torch.equal(copied.float(), net[-1].bias)  # it follows the net
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -142,11 +142,13 @@ class Bounder:
         return found
 
     def _in_float64(self) -> Bounder:
+        """The same for a copy of the net in float64, whose weights are the net's own of now."""
         if self._wide is None:
             net = copy.deepcopy(self.net).double()
             self._wide = Bounder(
                 net, self.input_shape, self.alpha_iterations, self.batch_size, self.memory, self._bounded
             )
+        self._wide.net.load_state_dict(self.net.state_dict())
         return self._wide
 
     def _alpha(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, known: LayerBounds | None) -> Tensor:
