@@ -49,7 +49,8 @@ class Certifier:
 
     Args:
         net: classifier in eval mode, (B, *input_shape) to (B, C). Of float16 and bfloat16 nets a copy in float64 is
-            attacked and bounded, made here and now: verdicts are about the real-number function of the weights, in every precision.
+            attacked and bounded, made here and now: verdicts are about the real-number function of the weights, in
+            every precision.
         input_shape: without the batch axis.
         methods: which of :data:`METHODS` to try, in that order.
         attack_steps, restarts: of the attack, see :func:`~cure_plugin.attacks.find_counterexample`.
