@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,11 @@ METHODS = ("IBP", "CROWN-IBP", "CROWN", "alpha-CROWN")
 
 _RESTARTS = 10
 """Of the attack: boxes of few parameters hold many local optima."""
+
+
+_RUNTIME_SHARE = 1e-5
+"""Of the largest logit (at least 1): a smaller margin is no answer, as files are judged by what a float32 runtime makes
+of them, which the real-number function of their weights does not say."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +85,12 @@ def decide_query(net: nn.Module, input_shape: tuple[int, ...], query: Query) -> 
         boxes = _Boxes(math.inf, reach, (lower, upper))
         labels = torch.full((len(some),), label)
         verdicts, points = certifier.decide(middle, labels, boxes, torch.Generator().manual_seed(start))
-        for verdict, point in zip(verdicts, points, strict=True):
+        with torch.no_grad():
+            needed = _RUNTIME_SHARE * certifier.net(middle).abs().amax(1).clamp(min=1)
+        for verdict, point, least in zip(verdicts, points, needed.tolist(), strict=True):
             if verdict.status == "falsified":
                 return Decision("violated", verdict.stage, verdict.margin, point.flatten().float().double().numpy())
-            hardest = _harder(hardest, verdict)
+            hardest = _harder(hardest, verdict if verdict.margin > least else replace(verdict, status="undecided"))
     return hardest
 
 
