@@ -159,7 +159,7 @@ def test_every_row_of_the_table_names_a_test_and_is_shown() -> None:
     assert not missing
 
 
-class Cosine(nn.Module):
+class Exponential(nn.Module):
     """An operator without a row."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class Cosine(nn.Module):
 
 
 def test_unknown_operators_pass_only_the_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = _head(nn.Conv2d(1, 2, 3), Cosine())
+    net = _head(nn.Conv2d(1, 2, 3), Exponential())
     assert bounded_module(net, (1, 8, 8)).bound_opts["conv_mode"] == "matrix"
     with pytest.raises(SpecError, match=r"node \S+ of the net is a Exp, of which nothing is known"):
         bounded_module(net, (1, 8, 8), self_check=False)
@@ -181,7 +181,6 @@ def test_the_self_check_alone_finds_what_patches_mode_gets_wrong(
     make: Callable[[], nn.Module], shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if the table let such nets through, they would fall to matrix mode."""
-    monkeypatch.setattr(operators, "_is_plain_convolution", lambda _: True)
     loose = [row for row in OPERATORS if row.kind != "BoundConv"]
     monkeypatch.setattr(operators, "OPERATORS", (*loose, operators.Operator("BoundConv", "any", "patches", "mutation")))
     torch.manual_seed(0)
@@ -238,6 +237,18 @@ def test_hidden_values_that_cancel_are_no_proof_in_float32() -> None:
             asked += 1
             assert not bool(Certifier(net, (16,), alpha_iterations=2).proved(x, y, ball))
     assert asked > 10
+
+
+def test_alpha_crown_alone_takes_no_boxes_of_other_images() -> None:
+    """Which neurons are inactive decides how large rounding may be: what another batch left behind says nothing."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2)).eval()
+    x, ball = torch.rand(1, 16), PerturbationLpBall(math.inf, 1e-3)
+    y = net(x).argmax(1)
+    bounder = Certifier(net, (16,), alpha_iterations=2)._bounder
+    bounder.bound(x * 0, y, ball, "CROWN")
+    _, needed, _ = bounder._piece(x, y, ball, "alpha-CROWN", None)
+    assert torch.equal(needed, required_margins(bounder._bounded, x, y, ball, {}))
 
 
 def test_margins_grow_with_terms_and_shrink_with_precision() -> None:

@@ -97,13 +97,17 @@ def lower_margins(
     return lower
 
 
+def relu_boxes(bounded: BoundedModule) -> dict[str, Box]:
+    """Bounds of the ReLUs' inputs by name, as the last bound computation of ``bounded`` left them."""
+    inner = [relu.inputs[0] for relu in bounded.relus]
+    return {node.name: (node.lower.detach(), node.upper.detach()) for node in inner if node.perturbed}
+
+
 def crown_bounds(bounded: BoundedModule, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> LayerBounds:
     """CROWN's margins, and the boxes of the ReLUs' inputs that it computed on the way (those it needed)."""
     with torch.no_grad():
         margins = lower_margins(bounded, x, y, perturbation, "CROWN")
-        inner = [relu.inputs[0] for relu in bounded.relus]
-        boxes = {n.name: (n.lower.detach(), n.upper.detach()) for n in inner if n.perturbed}
-    return LayerBounds(margins, boxes, torch.zeros_like(margins[:, 0], dtype=torch.bool))
+    return LayerBounds(margins, relu_boxes(bounded), torch.zeros_like(margins[:, 0], dtype=torch.bool))
 
 
 def elided(margins: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cure_plugin.attacks import worst_margin_loss
 from cure_plugin.bounds.coupled import CoupledBounds
-from cure_plugin.bounds.margins import Box, LayerBounds, crown_bounds, lower_margins
+from cure_plugin.bounds.margins import Box, LayerBounds, crown_bounds, lower_margins, relu_boxes
 from cure_plugin.bounds.memory import bytes_per_image
 from cure_plugin.bounds.module import bounded_module, wrapped_again
 from cure_plugin.bounds.operators import optimisable
@@ -112,34 +112,25 @@ class Bounder:
     ) -> tuple[Tensor, Tensor, LayerBounds | None]:
         """(bounds (B,), what they must exceed (B,), bounds of layers) of a batch that fits memory."""
         layers: LayerBounds | None = None
+        boxes: dict[str, Box] = {}
         if method == "alpha-CROWN":
             lower = self._alpha(x, y, perturbation, known)
-        elif method == "coupled":
-            known = known or crown_bounds(self._bounded, x, y, perturbation)
-            with frozen(self.net):
+            boxes = known.boxes if known else {}  # what the wrapper itself holds is of whatever came before
+        elif method in ("coupled", "CROWN"):
+            if method == "coupled":
                 # any margin above 0 will do: rounds that would carry it past rounding cost more than float64 does
-                layers = self._coupled.bounds(x, y, perturbation, known=known)
-            lower = layers.margins.amin(1).cpu()
-        elif method == "CROWN":
-            layers = crown_bounds(self._bounded, x, y, perturbation)
-            lower = layers.margins.amin(1).cpu()
+                with frozen(self.net):
+                    layers = self._coupled.bounds(x, y, perturbation, known=known)
+            else:
+                layers = crown_bounds(self._bounded, x, y, perturbation)
+            lower, boxes = layers.margins.amin(1).cpu(), layers.boxes
         else:
             with torch.no_grad():
                 lower = lower_margins(self._bounded, x, y, perturbation, method).amin(1).cpu()
+            boxes = relu_boxes(self._bounded)
         if not bool((lower > 0).any()):
             return lower, torch.zeros_like(lower), layers
-        at_hand = layers or known
-        boxes = at_hand.boxes if at_hand else self._boxes_at_hand(len(x))
         return lower, required_margins(self._bounded, x, y, perturbation, boxes).cpu(), layers
-
-    def _boxes_at_hand(self, count: int) -> dict[str, Box]:
-        """What the last bound computation of so many images left at the inputs of ReLUs."""
-        found = {}
-        for node in [relu.inputs[0] for relu in self._bounded.relus]:
-            ends = getattr(node, "lower", None), getattr(node, "upper", None)
-            if isinstance(ends[0], Tensor) and isinstance(ends[1], Tensor) and len(ends[0]) == count:
-                found[node.name] = ends[0].detach(), ends[1].detach()
-        return found
 
     def _in_float64(self) -> Bounder:
         """The same for a copy of the net in float64, whose weights are the net's own of now."""
