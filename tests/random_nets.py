@@ -167,7 +167,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Drawn:
-    """A net as text: ``build()`` makes it, ``kinds`` are the operators in it beyond the common ones."""
+    """A net as text: ``build()`` makes it."""
 
     seed: int
     text: str
@@ -287,7 +287,7 @@ class _Draw:
             kinds += [f"nn.Sequential(Picked(1, {index}), nn.Linear({len(index)}, {width}))"]
             kinds += [f"nn.Sequential(Quotient({self.random.uniform(-0.2, 0.7):.2f}, 0.5), {linear})"]
             kinds += [f"nn.Sequential({linear}, nn.LayerNorm({width}))", f"Product(nn.Linear({shape[0]}, {shape[0]}))"]
-            kinds += [f"Difference({linear}, {linear.replace('nn.Linear', 'nn.Linear')})"]
+            kinds += [f"Difference({linear}, {linear})"]
         return self.random.choice(kinds)
 
     def convolution(self, shape: Shape, channels: int | None = None, same: bool = False) -> str:

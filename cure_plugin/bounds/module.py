@@ -74,9 +74,7 @@ def bounded_module(
         )
     chosen = {**BOUND_OPTIONS, **(options or {})}
     try:
-        example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(reference)
-        with evaluation_mode(model), torch.no_grad():
-            expected = model(example)
+        example, expected = _example(model, input_shape)
     except (TypeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise SpecError(
@@ -93,14 +91,19 @@ def wrapped_again(
 
     What was checked of ``bounded`` is not checked again.
     """
-    reference = next(model.parameters(), torch.zeros(()))
-    example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(reference)
-    with evaluation_mode(model), torch.no_grad():
-        expected = model(example)
+    example, expected = _example(model, input_shape)
     chosen = {**BOUND_OPTIONS, "conv_mode": bounded.bound_opts["conv_mode"], **(options or {})}
     with evaluation_mode(model):
         again = _mended(_traced(model, example, chosen))
     return _shared(again, model, example, expected)
+
+
+def _example(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """(a random input (1, *input_shape), what ``model`` makes of it in eval mode)."""
+    reference = next(model.parameters(), torch.zeros(()))
+    example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(reference)
+    with evaluation_mode(model), torch.no_grad():
+        return example, model(example)
 
 
 def _shared(bounded: BoundedModule, model: nn.Module, example: Tensor, expected: Tensor) -> BoundedModule:

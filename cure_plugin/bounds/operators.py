@@ -70,16 +70,12 @@ def _is_channelwise(node: Any) -> bool:
     return len(node.output_shape) in (2, 4)
 
 
-def _divides_by_perturbed(node: Any) -> bool:
+def _second_moves(node: Any) -> bool:
     return moves(node.inputs[1])
 
 
 def _divides_by_root(node: Any) -> bool:
     return type(node.inputs[1]).__name__ == "BoundSqrt"
-
-
-def _picks_by_perturbed(node: Any) -> bool:
-    return moves(node.inputs[1])
 
 
 @dataclass(frozen=True)
@@ -154,9 +150,7 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("BoundConcat", "cat", MATRIX, _OWN),
     Operator("BoundSlice", "slices, narrow", MATRIX, _OWN),
     Operator("BoundPad", "ConstantPad, F.pad", MATRIX, "no version reads it; bounds/pad.py does"),
-    Operator(
-        "BoundGather", "an index that depends on the input", REFUSED, "take a fixed index", when=_picks_by_perturbed
-    ),
+    Operator("BoundGather", "an index that depends on the input", REFUSED, "take a fixed index", when=_second_moves),
     Operator(
         "BoundGather",
         "index_select",
@@ -194,7 +188,7 @@ OPERATORS: tuple[Operator, ...] = (
         REFUSED,
         "0.3 bounds it wrongly where the numerator changes sign; use auto_LiRPA 0.7.1",
         _LISTED,
-        _divides_by_perturbed,
+        _second_moves,
         ("0.3",),
     ),
     Operator("BoundDiv", "quotient", MATRIX, f"{_PATCHES_FAIL}; by a constant: {_OWN}"),

@@ -26,11 +26,8 @@ def mend_s_shaped(bounded: BoundedModule) -> None:
 def _relaxed(node: Any, original: Any, x: Any, *args: Any, **kwargs: Any) -> None:
     """auto_LiRPA's hook: its relaxation, with exact offsets ``lb`` and ``ub`` for its slopes ``lw`` and ``uw``."""
     original(x, *args, **kwargs)
-    function, turning = (
-        (torch.sigmoid, _turning_of_sigmoid)
-        if type(node).__name__ == "BoundSigmoid"
-        else (torch.tanh, _turning_of_tanh)
-    )
+    is_sigmoid = type(node).__name__ == "BoundSigmoid"
+    function, turning = (torch.sigmoid, _turning_of_sigmoid) if is_sigmoid else (torch.tanh, _turning_of_tanh)
 
     def offsets(slope: Tensor) -> Tensor:
         """``f(z) - slope z`` at the ends of the interval and where it turns, inside it; (4, ...)."""
