@@ -42,7 +42,7 @@ class _State:
     """One batch: what is asked, and what is known of each ReLU's input so far, by its name.
 
     Attributes:
-        specification: rows C of the margins. target: what margins have to reach, (B,).
+        specification: rows C of the margins. aim: what margins are optimised up to, (B,).
         start: radius of the input. clean: values at the clean input.
         boxes: bounds. radius: l2 radii, of the nodes that are done.
     """
@@ -50,7 +50,7 @@ class _State:
     x: Tensor
     perturbation: PerturbationSet
     specification: Tensor
-    target: Tensor
+    aim: Tensor
     start: Radius
     clean: dict[str, Tensor]
     boxes: dict[str, Box]
@@ -91,6 +91,8 @@ class CoupledBounds:
         perturbation: PerturbationSet,
         target: Tensor | None = None,
         known: LayerBounds | None = None,
+        aim: Tensor | None = None,
+        skipped: int = 0,
     ) -> LayerBounds:
         """Lower bounds of z_y - z_j for j != y over the set around ``x``, and the boxes found on the way.
 
@@ -98,17 +100,21 @@ class CoupledBounds:
             target: stop early once every margin is above it, or plainly out of its reach, (B,); default: 0.
                 Infinity asks for the best bounds there are.
             known: what :func:`crown_bounds` gave for the same; default: computed here.
+            aim: what a round goes on to, with the steps that it has, beyond the target, (B,); default: the target.
+            skipped: rounds that are known not to be enough.
         """
         known = known or crown_bounds(self.bounded, x, y, perturbation)
         target = x.new_zeros(len(x)) if target is None else target.to(x)
+        aim = target if aim is None else aim.to(x)
         left = torch.arange(len(x), device=x.device)
-        result = replaced(known.select(left), coupled=True)
+        result = known.select(left)
         effort = _Effort(self.iterations, self.layer_iterations, self.convolution_iterations)
         with default_dtype(x.dtype):
-            for work, share in effort.rounds():
+            for number, (work, share) in enumerate(effort.rounds()[skipped:], skipped + 1):
                 some, so_far = perturbation.select(x, left), result.select(left)
-                better, at_clean = self._round(x[left], y[left], some, target[left], so_far, work)
+                better, at_clean = self._round(x[left], y[left], some, aim[left], so_far, work)
                 result.replace(left, better)
+                result.rounds[left] = number
                 worst = better.margins.amin(1)
                 hopeless = (worst < -share * at_clean.amin(1).clamp(min=0)) & target[left].isfinite()
                 result.hopeless[left] = hopeless
@@ -122,7 +128,7 @@ class CoupledBounds:
         x: Tensor,
         y: Tensor,
         perturbation: PerturbationSet,
-        target: Tensor,
+        aim: Tensor,
         known: LayerBounds,
         effort: _Effort,
     ) -> tuple[LayerBounds, Tensor]:
@@ -134,11 +140,11 @@ class CoupledBounds:
             nodes = [relu.inputs[0] for relu in self.bounded.relus]
             clean = {node.name: node.forward_value.detach() for node in nodes}
         start = Radius(*perturbation.radii(x))
-        state = _State(x, perturbation, specification, target, start, clean, dict(known.boxes))
+        state = _State(x, perturbation, specification, aim, start, clean, dict(known.boxes))
         for node in nodes:
             if node.name in state.boxes:
                 self._tighten(node, state, effort)
-        asked = _first(~(known.margins > target.unsqueeze(1)))  # NaN is no answer
+        asked = _first(~(known.margins > aim.unsqueeze(1)))  # NaN is no answer
         found, _ = self._optimise(state, None, _at(specification, asked), effort.margins)
         margins = known.margins.scatter(1, asked, torch.fmax(known.margins.gather(1, asked), found))
         # no lower bound of the whole set lies above the clean margin, whatever rounding says
@@ -213,7 +219,7 @@ class CoupledBounds:
                 bounds = ask()
             found = bounds[0].detach(), bounds[1].detach()
             best = found if best is None else _intersection(best, found)
-            settled = node is None and bool((best[0] > state.target.unsqueeze(1)).all())
+            settled = node is None and bool((best[0] > state.aim.unsqueeze(1)).all())
             if step + 1 == iterations or settled or not coupling.slopes:
                 break
             loss = -bounds[0].sum() if node is None else (bounds[1] - bounds[0]).sum()

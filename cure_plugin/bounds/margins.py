@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from dataclasses import replace as replaced
 
 import torch
 import torch.nn.functional as F
@@ -34,22 +33,23 @@ class LayerBounds:
         margins: lower bounds of z_y - z_j, (B, C - 1).
         boxes: bounds of every ReLU's input, by its name; each end (B, *shape).
         hopeless: where more work of the same kind is not worth its time, (B,) bool.
-        coupled: whether norm-coupled bounds made the boxes.
+        rounds: how many rounds of norm-coupled bounds the boxes have seen, (B,).
     """
 
     margins: Tensor
     boxes: dict[str, Box]
     hopeless: Tensor
-    coupled: bool = False
+    rounds: Tensor
 
     def select(self, index: Tensor) -> LayerBounds:
         """Those of the samples ``index``."""
         boxes = {name: (low[index], high[index]) for name, (low, high) in self.boxes.items()}
-        return replaced(self, margins=self.margins[index], boxes=boxes, hopeless=self.hopeless[index])
+        return LayerBounds(self.margins[index], boxes, self.hopeless[index], self.rounds[index])
 
     def replace(self, index: Tensor, better: LayerBounds) -> None:
         """Put ``better`` in the place of the samples ``index``."""
         self.margins[index], self.hopeless[index] = better.margins, better.hopeless
+        self.rounds[index] = better.rounds
         for name, (low, high) in better.boxes.items():
             self.boxes[name][0][index], self.boxes[name][1][index] = low, high
 
@@ -60,8 +60,10 @@ class LayerBounds:
             name: (torch.cat([p.boxes[name][0] for p in parts]), torch.cat([p.boxes[name][1] for p in parts]))
             for name in parts[0].boxes
         }
-        margins, hopeless = torch.cat([part.margins for part in parts]), torch.cat([part.hopeless for part in parts])
-        return replaced(parts[0], margins=margins, boxes=boxes, hopeless=hopeless)
+        margins, hopeless, rounds = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("margins", "hopeless", "rounds")
+        )
+        return LayerBounds(margins, boxes, hopeless, rounds)
 
 
 def margin_matrix(y: Tensor, classes: int) -> Tensor:
@@ -107,7 +109,8 @@ def crown_bounds(bounded: BoundedModule, x: Tensor, y: Tensor, perturbation: Per
     """CROWN's margins, and the boxes of the ReLUs' inputs that it computed on the way (those it needed)."""
     with torch.no_grad():
         margins = lower_margins(bounded, x, y, perturbation, "CROWN")
-    return LayerBounds(margins, relu_boxes(bounded), torch.zeros_like(margins[:, 0], dtype=torch.bool))
+    none = torch.zeros(len(margins), dtype=torch.long, device=margins.device)
+    return LayerBounds(margins, relu_boxes(bounded), none.bool(), none)
 
 
 def elided(margins: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ A sum of n products, in any order, errs by at most ``gamma_n = n u / (1 - n u)``
 values, u being half the distance from 1 to the next number (Higham, Accuracy and Stability of Numerical Algorithms,
 2002, Lemma 3.1 and section 3.5). A bound of a net, by intervals or by rows pulled back, is a chain of such sums: it
 errs by at most gamma_n times what the net puts out with every weight, bias and input replaced by its absolute value, n
-being the number of terms along the chain. Neurons that are inactive over the whole set pass nothing on.
+being the number of terms along the chain. Neurons that are inactive over the whole set pass nothing on; what a first
+linear layer passes on is what its absolute weights make of the clean input and of the set's radii (of its box, where
+bounds are of the box).
 
 In float64 that is what a proof has to clear. In float32 it would be far more than any error ever seen: there it is
 ``exp(LIKELY sqrt(n) u + n u^2 / (1 - u)) - 1``, which errors exceed with a probability below 2 n exp(-LIKELY^2 / 2),
@@ -16,6 +18,7 @@ bounded again in float64.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -79,7 +82,7 @@ def required_margins(
     """
     with torch.no_grad():
         lower, upper = perturbation.box(x)
-        sizes = _sizes(bounded, torch.maximum(lower.abs(), upper.abs()), boxes)
+        sizes = _sizes(bounded, x, torch.maximum(lower.abs(), upper.abs()), perturbation, boxes)
         if sizes is None:
             values = [getattr(node, "forward_value", None) for node in bounded.children()]
             numbers = [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
@@ -116,36 +119,89 @@ def _terms(bounded: BoundedModule, x: Tensor) -> int:
     return terms
 
 
-def _sizes(bounded: BoundedModule, start: Tensor, boxes: dict[str, Box]) -> Tensor | None:
-    """What the net of absolute values puts out, (B, C); None where a node has no rule."""
-    known: dict[str, Any] = {}
+def _sizes(
+    bounded: BoundedModule, x: Tensor, largest: Tensor, perturbation: PerturbationSet, boxes: dict[str, Box]
+) -> Tensor | None:
+    """What the net of absolute values puts out over the set, (B, C); None where a node has no rule.
+
+    Args:
+        largest: absolute values of the set's box, (B, *input).
+    """
+    both: dict[str, Any] = {}  # (2 B, *shape): over the set, and at the clean input
+    radii: dict[str, _Radii] = {}
     for node in _ordered(bounded.final_node()):
         kind = type(node).__name__
-        parts = [known[part.name] for part in node.inputs]
+        parts = [both[part.name] for part in node.inputs]
         if kind == "BoundInput":
-            known[node.name] = start
+            both[node.name] = torch.cat([largest, x.abs()])
+            if perturbation.within_hull():
+                radii[node.name] = _Radii(*perturbation.radii(x))
         elif not moves(node):
             value = node.forward_value if getattr(node, "forward_value", None) is not None else node.value
-            known[node.name] = value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
+            both[node.name] = value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
         elif kind == "BoundRelu":
             box = boxes.get(node.inputs[0].name)
-            known[node.name] = parts[0] if box is None else parts[0] * (box[1] > 0)
+            both[node.name] = parts[0] if box is None else parts[0] * (torch.cat([box[1], box[1]]) > 0)
         elif kind in _SAME_SIZE:
-            known[node.name] = parts[0]
+            both[node.name] = parts[0]
         elif kind in ("BoundSigmoid", "BoundTanh"):
-            known[node.name] = parts[0] + 1
+            both[node.name] = parts[0] + 1
         elif kind == "BoundSub":
-            known[node.name] = parts[0] + parts[1]
+            both[node.name] = parts[0] + parts[1]
         elif kind == "BoundBatchNormalization":
             data, weight, bias, mean, variance = parts
             shape = (1, -1, *[1] * (data.ndim - 2))
             scale = weight / (variance + node.eps).sqrt()
-            known[node.name] = (data + mean.view(shape)) * scale.view(shape) + bias.view(shape)
+            both[node.name] = (data + mean.view(shape)) * scale.view(shape) + bias.view(shape)
         elif kind in _FORWARD and not (kind == "BoundDiv" and moves(node.inputs[1])):
-            known[node.name] = node.forward(*parts).abs()
+            both[node.name] = node.forward(*parts).abs()
         else:
             return None
-    return known[bounded.final_node().name]
+        _follow(node, parts, radii, both)
+    return both[bounded.final_node().name][: len(x)]
+
+
+@dataclass(frozen=True)
+class _Radii:
+    """How far a node that is the input times constants, plus constants, moves over the set: norms, (B,) each."""
+
+    l1: Tensor
+    l2: Tensor
+
+    def times(self, factor: Tensor) -> _Radii:
+        return _Radii(self.l1 * factor, self.l2 * factor)
+
+    def reach(self, rows: Tensor) -> Tensor:
+        """How far sums with weights of the absolute values ``rows`` (N, K) move at most, (B, N)."""
+        return torch.minimum(self.l1[:, None] * rows.amax(1), self.l2[:, None] * rows.norm(dim=1))
+
+
+def _follow(node: Any, parts: list[Any], radii: dict[str, _Radii], both: dict[str, Any]) -> None:
+    """Pass ``radii`` on through a node that scales the input, or use them for the sizes of a first linear layer."""
+    source = next((radii[part.name] for part in node.inputs[:1] if part.name in radii), None)
+    if source is None or any(moves(part) for part in node.inputs[1:]):
+        return
+    kind = type(node).__name__
+    if kind in ("BoundFlatten", "BoundReshape", "BoundAdd", "BoundSub"):
+        if node.inputs[0].output_shape[1:].numel() == node.output_shape[1:].numel():
+            radii[node.name] = source
+    elif kind == "BoundConv" or (kind == "BoundLinear" and node.transB and _factor(node) == 1.0):
+        rows = parts[1].flatten(1)
+        if parts[1].shape[:2].numel() == rows.numel() and _is_diagonal(rows):
+            radii[node.name] = source.times(rows.amax())
+            return
+        whole, clean = both[node.name].chunk(2)
+        moved = clean + source.reach(rows).view(len(clean), -1, *[1] * (clean.ndim - 2))
+        both[node.name] = torch.cat([torch.minimum(whole, moved), clean])
+
+
+def _factor(node: Any) -> float:
+    """Of a linear node's product; the name differs by version."""
+    return float(getattr(node, "alpha_linear", getattr(node, "alpha", 1.0)))
+
+
+def _is_diagonal(matrix: Tensor) -> bool:
+    return matrix.shape[0] == matrix.shape[1] and bool((matrix == matrix.diagonal().diag()).all())
 
 
 def _ordered(final: Any) -> list[Any]:

@@ -81,7 +81,13 @@ class Bounder:
         return max(1, min(self.batch_size, int(self.memory * 2**30) // max(1, self._needed_bytes[method])))
 
     def bound(
-        self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str, known: LayerBounds | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        perturbation: PerturbationSet,
+        method: str,
+        known: LayerBounds | None = None,
+        skipped: int = 0,
     ) -> Bounds:
         """Lower bounds of the smallest margin of each image, which of them are proofs, and what later methods can use.
 
@@ -89,26 +95,32 @@ class Bounder:
 
         Args:
             known: what an earlier call gave for the same images and set; coupled and alpha-CROWN start from it.
+            skipped: rounds of coupled bounds that are known not to be enough.
         """
         lower: list[Tensor] = []
         proved: list[Tensor] = []
         layers: list[LayerBounds] = []
         for piece in torch.arange(x.shape[0]).split(self.batch(method)):
             some, given = perturbation.select(x, piece), known.select(piece) if known else None
-            found, needed, left = self._piece(x[piece], y[piece], some, method, given)
+            found, needed, left = self._piece(x[piece], y[piece], some, method, given, skipped)
             lower.append(found)
             proved.append(found > needed)
             layers += [left] if left else []
             close = ((found > 0) & ~proved[-1]).nonzero().flatten()
             if close.numel() and x.dtype == torch.float32:
+                enough = int(left.rounds[close].amin()) if left else 0
                 again = self._in_float64().bound(
-                    x[piece][close].double(), y[piece][close], some.select(x[piece], close), method
+                    x[piece][close].double(),
+                    y[piece][close],
+                    some.select(x[piece], close),
+                    method,
+                    skipped=max(0, enough - 1),
                 )
                 proved[-1][close] = again.proved
         return Bounds(torch.cat(lower), torch.cat(proved), LayerBounds.join(layers) if layers else None)
 
     def _piece(
-        self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str, known: LayerBounds | None
+        self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str, known: LayerBounds | None, skipped: int
     ) -> tuple[Tensor, Tensor, LayerBounds | None]:
         """(bounds (B,), what they must exceed (B,), bounds of layers) of a batch that fits memory."""
         layers: LayerBounds | None = None
@@ -119,8 +131,10 @@ class Bounder:
         elif method in ("coupled", "CROWN"):
             if method == "coupled":
                 # any margin above 0 will do: rounds that would carry it past rounding cost more than float64 does
+                known = known or crown_bounds(self._bounded, x, y, perturbation)
+                aim = required_margins(self._bounded, x, y, perturbation, known.boxes)
                 with frozen(self.net):
-                    layers = self._coupled.bounds(x, y, perturbation, known=known)
+                    layers = self._coupled.bounds(x, y, perturbation, known=known, aim=aim, skipped=skipped)
             else:
                 layers = crown_bounds(self._bounded, x, y, perturbation)
             lower, boxes = layers.margins.amin(1).cpu(), layers.boxes
@@ -156,7 +170,7 @@ class Bounder:
             return bounds
         boxes = known.select(some).boxes
         bounds[some] = torch.fmax(bounds[some], self._optimised(x[some], y[some], perturbation.select(x, some), boxes))
-        if known.coupled:
+        if bool(known.rounds.any()):  # coupling made the boxes
             return bounds
         with torch.no_grad():
             clean = -worst_margin_loss(self.net(x), y).cpu()

@@ -143,7 +143,7 @@ class PerturbationLpBall(PerturbationSet):
         return self.p != math.inf
 
     def within_hull(self) -> bool:
-        return self.refines_first_layer() and self.domain is None  # dual norms against the l1 norm
+        return self.refines_first_layer()  # minima over the ball cut by the hull are exact, so are dual norms
 
     # -- points --------------------------------------------------------------------------------
 
