@@ -11,13 +11,14 @@ import auto_LiRPA
 import pytest
 import torch
 from auto_LiRPA import BoundedTensor
+from conftest import small_net, tail
 from net_attacks import reached, worst
 from random_nets import Affine, Picked, Quotient, View
 from torch import Tensor, nn
 
 from cure_plugin import PerturbationLpBall
 from cure_plugin.attacks import worst_margin_loss
-from cure_plugin.bounds import module, operators
+from cure_plugin.bounds import module, operators, rounding
 from cure_plugin.bounds.module import bounded_module
 from cure_plugin.bounds.operators import OPERATORS, table
 from cure_plugin.bounds.rounding import growth, required_margins
@@ -254,6 +255,50 @@ def test_alpha_crown_alone_takes_no_boxes_of_other_images() -> None:
 def test_margins_grow_with_terms_and_shrink_with_precision() -> None:
     assert growth(10, torch.float64) == pytest.approx(10 * 2.0**-53, rel=1e-9)
     assert growth(10_000, torch.float32) > growth(100, torch.float32) > 1e6 * growth(100, torch.float64)
+
+
+def absolute(net: nn.Module) -> nn.Module:
+    """The net of its weights' and biases' absolute values."""
+    copied = copy.deepcopy(net).double()
+    with torch.no_grad():
+        for value in [*copied.parameters(), *copied.buffers()]:
+            value.abs_()
+    return copied
+
+
+@pytest.mark.parametrize("front", ["plain", "normalize", "linear", "windows", "grouped windows", "diagonal"])
+@pytest.mark.parametrize("ball", [PerturbationLpBall(1, 1.5), PerturbationLpBall(2, 0.7), PerturbationLpBall(1, 2, None)])
+def test_the_terms_of_a_ball_are_those_of_no_point_less(front: str, ball: PerturbationLpBall) -> None:
+    """Sizes from radii are at most those from the box, far less where the box is far larger, and no point has more."""
+    torch.manual_seed(0)
+    channels = 9 if front == "grouped windows" else 1
+    if "windows" in front:  # rows of a first layer that look diagonal, though each pixel is read nine times
+        windows = nn.Conv2d(channels, 9, 3, padding=1, bias=False, groups=channels)
+        with torch.no_grad():
+            windows.weight.copy_(2 * torch.eye(9).view(9, 1, 3, 3))
+        net = nn.Sequential(windows, nn.Flatten(), nn.Linear(576, 3)).eval()
+    elif front == "diagonal":
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 3)).eval()
+        with torch.no_grad():
+            net[1].weight.copy_(torch.linspace(-2, 2, 64).diag())
+    else:
+        net = small_net(front)
+    x = torch.where(torch.rand(2, channels, 8, 8) < 0.8, 0, torch.rand(2, channels, 8, 8))
+    bounded = module.bounded_module(net, (channels, 8, 8))
+    with torch.no_grad():
+        bounded(x)
+        lower, upper = ball.box(x)
+        largest = torch.maximum(lower.abs(), upper.abs())
+        sizes = rounding._sizes(bounded, x, largest, ball, {})
+        box = rounding._sizes(bounded, x, largest, PerturbationLpBall(math.inf, 0.1), {})
+        assert sizes is not None and box is not None and bool((sizes <= box).all())
+        if "windows" not in front and ball.p == 1:
+            assert bool((sizes < 0.7 * box).all())
+        for number in range(x[0].numel()):  # all of the budget on one pixel
+            points = x.clone()
+            points.flatten(1)[:, number] += float(ball.eps)
+            terms = absolute(net)(ball.project(x, points).double().abs())
+            assert bool((terms <= sizes.double() * (1 + 1e-5)).all())
 
 
 def test_what_float32_leaves_open_is_bounded_again_in_float64() -> None:

@@ -183,7 +183,7 @@ def _follow(node: Any, parts: list[Any], radii: dict[str, _Radii], both: dict[st
         return
     kind = type(node).__name__
     if kind in ("BoundFlatten", "BoundReshape", "BoundAdd", "BoundSub"):
-        if node.inputs[0].output_shape[1:].numel() == node.output_shape[1:].numel():
+        if parts[0][0].numel() == both[node.name][0].numel():
             radii[node.name] = source
     elif kind == "BoundConv" or (kind == "BoundLinear" and node.transB and _factor(node) == 1.0):
         rows = parts[1].flatten(1)

@@ -120,7 +120,13 @@ class Bounder:
         return Bounds(torch.cat(lower), torch.cat(proved), LayerBounds.join(layers) if layers else None)
 
     def _piece(
-        self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str, known: LayerBounds | None, skipped: int
+        self,
+        x: Tensor,
+        y: Tensor,
+        perturbation: PerturbationSet,
+        method: str,
+        known: LayerBounds | None,
+        skipped: int = 0,
     ) -> tuple[Tensor, Tensor, LayerBounds | None]:
         """(bounds (B,), what they must exceed (B,), bounds of layers) of a batch that fits memory."""
         layers: LayerBounds | None = None
