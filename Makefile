@@ -1,8 +1,12 @@
 # Two commands do everything on a fresh machine: make demo, make test.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Another release, or its wheel, of auto_LiRPA; with another VENV, since what is installed stays.
+LIRPA ?= auto_LiRPA==0.3
+# Of the tests, of one torch thread each (tests/conftest.py).
+WORKERS ?= -n auto --dist worksteal
 
 .PHONY: setup demo test test-slow bench-sets bench-certify bench-training reproduce roots lint clean
 
@@ -11,7 +15,7 @@ setup: $(READY)
 $(READY): requirements.txt setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps auto_LiRPA==0.3
+	$(BIN)/python -m pip install --quiet --no-deps $(LIRPA)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(READY)
 
@@ -19,10 +23,10 @@ demo: $(READY)
 	$(BIN)/cure demo --out out/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(WORKERS)
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(WORKERS)
 
 # Figures of the sets; DATA=folder in torchvision's layout for full MNIST and CIFAR-10.
 bench-sets: $(READY)

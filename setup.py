@@ -29,8 +29,17 @@ setup(
     ],
     extras_require={
         "plot": ["matplotlib>=3.7"],
-        "verify": ["maraboupy>=2.0", "vnnlib>=1.0"],
-        "dev": ["pytest>=7", "pytest-timeout>=2", "ruff", "mypy", "scipy>=1.10", "pillow", "types-PyYAML"],
+        "verify": ["maraboupy>=2.0; python_version < '3.12'", "vnnlib>=1.0"],
+        "dev": [
+            "pytest>=7",
+            "pytest-timeout>=2",
+            "pytest-xdist>=3",
+            "ruff",
+            "mypy",
+            "scipy>=1.10",
+            "pillow",
+            "types-PyYAML",
+        ],
     },
     entry_points={"console_scripts": ["cure = cure_plugin.cli:main"]},
 )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is there, and for the processes that tests start
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
