@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cure_plugin.bounds.linear_nodes import mend_linear_nodes
 from cure_plugin.bounds.max_pool import mend_max_pools
-from cure_plugin.bounds.operators import PATCHES, REFUSED, unreadable, verdict
+from cure_plugin.bounds.operators import PATCHES, REFUSED, moves, unreadable, verdict
 from cure_plugin.bounds.s_shaped import mend_s_shaped
 from cure_plugin.bounds.self_check import violation
 from cure_plugin.errors import SpecError
@@ -157,7 +157,7 @@ def _allows(bounded: BoundedModule, mode: str, unknown: bool) -> bool:
             raise SpecError(
                 f"node {name} of the net, {row.layers}, is not bounded soundly by auto_LiRPA {version}: {row.reason}"
             )
-        if row is None and not unknown:
+        if row is None and moves(node) and not unknown:
             kind = type(node).__name__.removeprefix("Bound")
             raise SpecError(f"node {name} of the net is a {kind}, of which nothing is known; leave self_check=True")
         allowed = allowed and (mode == "matrix" or sound_in == PATCHES)
