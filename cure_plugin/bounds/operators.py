@@ -23,13 +23,16 @@ _LISTED = "tests/test_acceptance.py::test_listed_kinds"
 
 
 def moves(node: Any) -> bool:
-    """Whether what ``node`` computes depends on the net's input (auto_LiRPA counts weights and buffers too)."""
+    """Whether what ``node`` computes depends on the values of the net's input.
+
+    auto_LiRPA counts weights and buffers too, and shapes.
+    """
     pending, seen = [node], set()
     while pending:
         one = pending.pop()
         if type(one).__name__ == "BoundInput":
             return True
-        if one.name not in seen:
+        if one.name not in seen and type(one).__name__ != "BoundShape":
             seen.add(one.name)
             pending += one.inputs
     return False
