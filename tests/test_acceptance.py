@@ -110,6 +110,13 @@ def test_listed_kinds(name: str) -> None:
             assert bool((lower[0] <= low + 1e-5).all() and (upper[0] >= high - 1e-5).all())
 
 
+class Viewed(nn.Module):
+    """Features by ``view(x.size(0), -1)``, as users write it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(x.size(0), -1)
+
+
 def _head(*layers: nn.Module, shape: tuple[int, ...] = (1, 8, 8)) -> nn.Module:
     net = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
     net(torch.rand(1, *shape))
@@ -130,6 +137,7 @@ GEOMETRIES: dict[str, tuple[str, Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: _head(nn.Conv2d(1, 2, 3, 1, 1), View(2, 32, 2), nn.Conv2d(2, 2, 2)),
         (1, 8, 8),
     ),
+    "view to features": ("patches", lambda: _head(nn.Conv2d(1, 2, 3, 2, 1), Viewed(), nn.Linear(32, 4)), (1, 8, 8)),
     "square view": (
         "matrix",
         lambda: _head(nn.Conv2d(1, 4, 3, 1, 1), nn.ReLU(), View(1, 16, 16), nn.Conv2d(1, 2, 3, 1, 1)),

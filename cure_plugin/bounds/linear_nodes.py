@@ -39,6 +39,13 @@ _BY_WEIGHTS = ("BoundConv", "BoundConvTranspose")
 """auto_LiRPA's own intervals hold (by the weights' absolute values)."""
 
 
+def mend_views(bounded: BoundedModule) -> None:
+    """Let views take batches of any size, whatever size the net was read with; in either mode."""
+    for node in bounded.modules():
+        if type(node).__name__ == "BoundReshape" and moves(node):
+            node.forward = functools.partial(_reshaped, tuple(node.output_shape[1:]))
+
+
 def mend_linear_nodes(bounded: BoundedModule) -> None:
     """Let the linear nodes of ``bounded`` (in matrix mode) be bounded by their own forward pass."""
     for node in bounded.modules():
@@ -48,8 +55,6 @@ def mend_linear_nodes(bounded: BoundedModule) -> None:
             node.count_include_pad = bool(node.attr.get("count_include_pad", 0))
         if kind == "BoundBatchNormalization":
             _name_constants(node)
-        if kind == "BoundReshape" and moves(node):
-            node.forward = functools.partial(_reshaped, tuple(node.output_shape[1:]))
         if kind not in (*_RISING, *_SCALING, *_BY_WEIGHTS, "BoundSub") or not _is_linear(kind, node):
             continue
         node.bound_backward = functools.partial(_backward, node)

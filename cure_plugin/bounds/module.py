@@ -14,7 +14,7 @@ from auto_LiRPA import BoundedModule
 from auto_LiRPA import __version__ as version
 from torch import Tensor, nn
 
-from cure_plugin.bounds.linear_nodes import mend_linear_nodes
+from cure_plugin.bounds.linear_nodes import mend_linear_nodes, mend_views
 from cure_plugin.bounds.max_pool import mend_max_pools
 from cure_plugin.bounds.operators import PATCHES, REFUSED, moves, unreadable, verdict
 from cure_plugin.bounds.s_shaped import mend_s_shaped
@@ -136,7 +136,8 @@ def _accepted(
 
 
 def _mended(bounded: BoundedModule) -> BoundedModule:
-    """``bounded`` with nodes of ours where auto_LiRPA's are wrong or fail: in matrix mode, where such are allowed."""
+    """``bounded`` with nodes of ours where auto_LiRPA's are wrong or fail, most of them in matrix mode."""
+    mend_views(bounded)
     if bounded.bound_opts["conv_mode"] == "matrix":
         mend_linear_nodes(bounded)
         mend_max_pools(bounded)
@@ -152,12 +153,14 @@ def _allows(bounded: BoundedModule, mode: str, unknown: bool) -> bool:
     """
     allowed = True
     for name, node in bounded.named_children():
+        if not moves(node):
+            continue
         sound_in, row = verdict(node)
         if row is not None and sound_in == REFUSED:
             raise SpecError(
                 f"node {name} of the net, {row.layers}, is not bounded soundly by auto_LiRPA {version}: {row.reason}"
             )
-        if row is None and moves(node) and not unknown:
+        if row is None and not unknown:
             kind = type(node).__name__.removeprefix("Bound")
             raise SpecError(f"node {name} of the net is a {kind}, of which nothing is known; leave self_check=True")
         allowed = allowed and (mode == "matrix" or sound_in == PATCHES)
