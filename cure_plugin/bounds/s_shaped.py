@@ -1,9 +1,8 @@
 """Lines below and above Sigmoid and Tanh that hold to the last digits.
 
-auto_LiRPA takes tangents from a table made in steps, in the precision of the day: its lines cut through the function by
-what the table leaves. Any slope k is as good as another; what a line with it may be shifted by is known in closed form,
-from the ends of the interval and the points where the function's own slope is k. So its slopes are kept, and the lines
-are moved there.
+auto_LiRPA takes tangents from a table made in steps and up to an end: beyond it, 0.3's lines cut through the function.
+Any slope k is as good as another; what a line with it may be shifted by is known in closed form, from the ends of the
+interval and the points where the function's own slope is k. So its slopes are kept, and the lines are moved there.
 """
 
 from __future__ import annotations
