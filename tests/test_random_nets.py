@@ -14,7 +14,7 @@ from random_nets import Drawn, draw
 
 from cure_plugin.errors import SpecError
 
-_CHUNK = 10
+_CHUNK = 5
 
 
 def nets(first: int, count: int) -> list[Drawn]:
@@ -51,11 +51,10 @@ def test_no_bound_is_broken(first: int) -> None:
         attack(drawn, every=3)
 
 
-@pytest.mark.parametrize("by", [1e-4, 1e-6])
-@pytest.mark.parametrize("first", [0, 10, 20])
-def test_nets_that_just_lose_are_not_proved(first: int, by: float) -> None:
-    for drawn in nets(1000 + first, _CHUNK):
-        lose(drawn, by)
+@pytest.mark.parametrize("first", range(0, 20, 5))
+def test_nets_that_just_lose_are_not_proved(first: int) -> None:
+    for drawn in nets(1000 + first, 5):
+        lose(drawn, 1e-4 if drawn.seed % 4 < 2 else 1e-6)
 
 
 @pytest.mark.slow

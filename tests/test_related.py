@@ -176,7 +176,7 @@ def test_hopeless_images_keep_coupled_bounds_and_cost_no_alpha_crown(monkeypatch
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("text", ["linf=0.05", "l2=0.2", "l1=0.4"])
 def test_alpha_crown_from_known_boxes_holds(text: str, dtype: torch.dtype) -> None:
-    x, y = labelled(small_net(1), 6, 1)
+    x, y = labelled(small_net(1), 3, 1)
     net, x = small_net(1).to(dtype), x.to(dtype)
     ball = set_spec(text).build()
     for methods in (("CROWN", "alpha-CROWN"), ("CROWN", "coupled", "alpha-CROWN")):
