@@ -146,7 +146,7 @@ def test_shares_are_shown_with_their_spread() -> None:
     assert reproduce_report.shown([0.5]) == "50.0" and reproduce_report.shown([0.5, 0.6]) == "55.0 ± 5.0"
 
 
-@pytest.mark.parametrize("net", ["cnn_small", "cnn7_narrow"])
+@pytest.mark.parametrize("net", ["cnn_small", pytest.param("cnn7_narrow", marks=pytest.mark.slow)])
 def test_training_steps_are_measured_against_a_floor(net: str) -> None:
     row = bench_training.measure(net, 2, 0.0)
     for name in ("cure", "sabr"):

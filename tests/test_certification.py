@@ -92,10 +92,11 @@ def test_float64_gives_the_same_verdicts(certifier: Certifier, data: ImageData) 
 
 def test_records_resume_after_a_kill(certifier: Certifier, data: ImageData, tmp_path: Path) -> None:
     path, times = tmp_path / "results.jsonl", tmp_path / "results.jsonl.seconds.jsonl"
+    data = data.first(8)
     whole = certify_dataset(certifier, data, SPECS, path)
     text, clock = path.read_text(), times.read_text()
     lines = text.splitlines(keepends=True)
-    for kept in (0, 3, 17):
+    for kept in (0, 3, 7):
         path.write_text("".join(lines[:kept]) + lines[kept][: len(lines[kept]) // 2])
         times.write_text("".join(clock.splitlines(keepends=True)[: kept + 2]))
         again = certify_dataset(certifier, data, SPECS, path)

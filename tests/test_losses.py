@@ -33,6 +33,9 @@ from cure_plugin.training import (
 SETS = ("linf=0.05", "l2=0.4", "l1=1.0", "R(10)", "R(5) Sh(2)", "C(5) B(0.01)", "T(1,1)", "patch=2x2", "l0=2")
 """One of every kind."""
 
+COSTLY = ("R(5) Sh(2)", "C(5) B(0.01)")
+"""Geometric sets beside another of their kind."""
+
 
 @pytest.fixture(scope="module")
 def batch() -> tuple[Tensor, Tensor]:
@@ -59,7 +62,9 @@ def attacked(perturbation: PerturbationSet, x: Tensor, y: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("text", SETS)
+@pytest.mark.parametrize(
+    "text", [pytest.param(text, marks=pytest.mark.slow) if text in COSTLY else text for text in SETS]
+)
 def test_small_regions_lie_in_the_set_and_their_loss_bounds_the_cross_entropy(
     text: str, ratio: float, batch: tuple[Tensor, Tensor]
 ) -> None:

@@ -73,6 +73,7 @@ def test_two_hundred_nets_that_just_lose_are_not_proved(first: int, by: float) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_most_nets_are_accepted(capsys: pytest.CaptureFixture[str]) -> None:
     """Prints how many of a thousand nets run in which mode, and why others are refused."""
     modes = [mode(drawn) for drawn in nets(2000, 1000)]

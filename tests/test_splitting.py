@@ -127,7 +127,7 @@ def test_what_cannot_be_split_or_stacked_is_refused() -> None:
         PerturbationGeometric(("R",), [1.0], [0.0])
 
 
-@pytest.mark.parametrize("text", ["R(60)", "patch=6x6"])
+@pytest.mark.parametrize("text", [pytest.param("R(60)", marks=pytest.mark.slow), "patch=6x6"])
 def test_counterexamples_in_pieces_lie_in_the_whole_set(net: nn.Module, text: str) -> None:
     certifier = Certifier(net, (1, 28, 28), ("CROWN", "splitting"), attack_steps=1, restarts=1, pieces=400)
     x, y = load_data("mnist-slice", False).batch(slice(0, 6))
