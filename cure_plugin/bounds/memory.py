@@ -7,13 +7,13 @@ from typing import Any
 
 from auto_LiRPA import BoundedModule
 
+from cure_plugin.bounds.operators import moves
 from cure_plugin.sets.rows import pair
 
 _COPIES = {"CROWN": 14, "coupled": 16, "alpha-CROWN": 8}
 """Copies of the rows, measured on small nets whose neurons are all unstable, what malloc wastes included."""
 
-_NO_ROWS = ("BoundParams", "BoundBuffers", "BoundConstant")
-_ELEMENTWISE = ("BoundRelu", "BoundBatchNormalization", "BoundAdd", "BoundSub", "BoundMul", "BoundDiv")
+_ELEMENTWISE = ("BoundRelu", "BoundBatchNormalization", "BoundAdd", "BoundSub", "BoundMul", "BoundDiv", "BoundNeg")
 
 Window = tuple[int, int] | None
 """Height and width that one row of coefficients reaches in every channel; None: all of it."""
@@ -61,7 +61,7 @@ def _columns(start: Any, window: Window) -> dict[str, int]:
     pending = [(start, window)]
     while pending:
         node, window = pending.pop()
-        if (node.name, window) in seen or type(node).__name__ in _NO_ROWS:
+        if (node.name, window) in seen or not moves(node):
             continue
         seen.add((node.name, window))
         shape = node.output_shape[1:]

@@ -14,6 +14,7 @@ from auto_LiRPA import BoundedModule
 from auto_LiRPA import __version__ as version
 from torch import Tensor, nn
 
+from cure_plugin.bounds.elementwise import mend_elementwise
 from cure_plugin.bounds.linear_nodes import mend_linear_nodes
 from cure_plugin.bounds.max_pool import mend_max_pools
 from cure_plugin.bounds.operators import PATCHES, REFUSED, unreadable, verdict
@@ -136,7 +137,8 @@ def _accepted(
 
 
 def _mended(bounded: BoundedModule) -> BoundedModule:
-    """``bounded`` with nodes of ours where auto_LiRPA's are wrong or fail: in matrix mode, where such are allowed."""
+    """``bounded`` with nodes of ours where auto_LiRPA's are wrong, fail or waste: most in matrix mode alone."""
+    mend_elementwise(bounded)
     if bounded.bound_opts["conv_mode"] == "matrix":
         mend_linear_nodes(bounded)
         mend_max_pools(bounded)
