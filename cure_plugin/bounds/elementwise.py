@@ -59,6 +59,16 @@ def moving_input(node: Any) -> Any:
     return next(part for part in node.inputs if moves(part))
 
 
+def unscaled(node: Any, like: Tensor) -> tuple[Any, Tensor]:
+    """(the first node below a chain of such nodes that is none, what the chain that ``node`` ends multiplies it by)."""
+    scale = like.new_ones((1,) * len(node.output_shape))
+    while is_elementwise(node):
+        step = affine(node, like)
+        scale = scale if step.scale is None else scale * step.scale
+        node = moving_input(node)
+    return node, scale
+
+
 def mend_elementwise(bounded: BoundedModule) -> None:
     """Let these nodes of ``bounded`` be bounded as above, in either mode, and constants be read as they are."""
     for node in bounded.modules():

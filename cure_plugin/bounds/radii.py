@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cure_plugin.bounds.elementwise import affine, constant
+from cure_plugin.bounds.elementwise import constant, unscaled
 from cure_plugin.bounds.margins import Box
 from cure_plugin.bounds.norms import column_norms, convolution_norm, matrix_norm
 from cure_plugin.bounds.operators import is_elementwise
@@ -56,7 +56,11 @@ class GraphRadii:
         known: dict[str, Radius] = {}
 
         def radius(one: Any) -> Radius:
-            if one.name not in known:
+            if is_elementwise(one):
+                below, scale = unscaled(one, start.l2.double())
+                factor = float(scale.abs().max()) * _ROUNDED_UP
+                known[one.name] = Radius(_scaled(radius(below).l1, factor), _scaled(radius(below).l2, factor))
+            elif one.name not in known:
                 sources = [parent for parent in one.inputs if parent.perturbed]
                 below = [radius(parent) for parent in sources]
                 known[one.name] = self._through(one, sources, below, start, boxes, clean)
@@ -80,9 +84,6 @@ class GraphRadii:
         unknown = torch.full_like(start.l2, torch.inf)
         if not sources:
             return Radius(torch.zeros_like(unknown), torch.zeros_like(unknown))
-        if is_elementwise(node):
-            factor = float(_entry_scale(node).max())
-            return Radius(_scaled(below[0].l1, factor), _scaled(below[0].l2, factor))
         if kind in ("BoundAdd", "BoundSub"):
             # a smaller summand is copied, which lengthens what moves in it
             same = all(_entries(parent) == _entries(node) for parent in sources)
@@ -108,7 +109,8 @@ class GraphRadii:
         kind = type(node).__name__
         sources = [parent for parent in node.inputs if parent.perturbed]
         if is_elementwise(node):
-            return _scaled(self.reach(sources[0], start, boxes, clean), _entry_scale(node).to(start.l2))
+            below, scale = unscaled(node, start.l2.double())
+            return _scaled(self.reach(below, start, boxes, clean), (scale.abs() * _ROUNDED_UP).to(start.l2))
         if kind in ("BoundAdd", "BoundSub"):
             return functools.reduce(torch.add, [self.reach(parent, start, boxes, clean) for parent in sources])
         shape = (-1, *[1] * (len(node.output_shape) - 1))
@@ -179,13 +181,6 @@ def _normalisation_scale(node: Any) -> Tensor:
     """What batch normalisation multiplies each channel's distances by, float64, rounded outward."""
     weight, _, _, variance = (constant.detach().double() for constant in _constants(node)[:4])
     return (weight / (variance + node.eps).sqrt()).abs() * _ROUNDED_UP
-
-
-def _entry_scale(node: Any) -> Tensor:
-    """What an elementwise node multiplies distances by, float64, rounded outward."""
-    one = torch.ones((), dtype=torch.float64)
-    scale = affine(node, one).scale
-    return one if scale is None else scale.detach().abs() * _ROUNDED_UP
 
 
 def _norms_of(node: Any) -> Norms | None:

@@ -25,7 +25,7 @@ import torch
 from auto_LiRPA import BoundedModule
 from torch import Tensor
 
-from cure_plugin.bounds.elementwise import affine, constant
+from cure_plugin.bounds.elementwise import constant, unscaled
 from cure_plugin.bounds.margins import Box
 from cure_plugin.bounds.operators import is_elementwise, moves
 from cure_plugin.sets import PerturbationSet
@@ -184,8 +184,8 @@ def _follow(node: Any, parts: list[Any], radii: dict[str, _Radii], both: dict[st
         return
     kind, source = type(node).__name__, radii[moving[0].name]
     if is_elementwise(node):
-        scale = affine(node, both[node.name]).scale
-        radii[node.name] = source if scale is None else source.times(scale.abs().amax())
+        start, scale = unscaled(node, both[node.name])
+        radii[node.name] = radii[start.name].times(scale.abs().amax())
     elif moving[0] is not node.inputs[0]:
         return
     elif kind in ("BoundFlatten", "BoundReshape"):
