@@ -139,7 +139,7 @@ GEOMETRIES: dict[str, tuple[str, Callable[[], nn.Module], tuple[int, ...]]] = {
     "average pooling": ("matrix", lambda: _head(nn.AvgPool2d(3, 2, 1)), (1, 8, 8)),
     "max pooling": ("matrix", lambda: _head(nn.MaxPool2d(3, 2, 1)), (1, 8, 8)),
     "padding": ("matrix", lambda: _head(nn.ZeroPad2d((0, 1, 2, 0)), nn.Conv2d(1, 2, 3)), (1, 8, 8)),
-    "affine": ("matrix", lambda: _head(Affine([0.3], [0.2], True, 3), nn.Conv2d(1, 2, 3)), (1, 8, 8)),
+    "affine": ("patches", lambda: _head(Affine([0.3], [0.2], True, 3), nn.Conv2d(1, 2, 3)), (1, 8, 8)),
     "sigmoid": ("matrix", lambda: _head(nn.Conv2d(1, 2, 3), nn.Sigmoid()), (1, 8, 8)),
     "tanh": ("matrix", lambda: _head(nn.Conv2d(1, 2, 3), nn.Tanh()), (1, 8, 8)),
     "leaky": ("matrix", lambda: _head(nn.Conv2d(1, 2, 3), nn.LeakyReLU(0.1)), (1, 8, 8)),
@@ -267,7 +267,9 @@ def absolute(net: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("front", ["plain", "normalize", "linear", "windows", "grouped windows", "diagonal"])
-@pytest.mark.parametrize("ball", [PerturbationLpBall(1, 1.5), PerturbationLpBall(2, 0.7), PerturbationLpBall(1, 2, None)])
+@pytest.mark.parametrize(
+    "ball", [PerturbationLpBall(1, 1.5), PerturbationLpBall(2, 0.7), PerturbationLpBall(1, 2, None)]
+)
 def test_the_terms_of_a_ball_are_those_of_no_point_less(front: str, ball: PerturbationLpBall) -> None:
     """Sizes from radii are at most those from the box, far less where the box is far larger, and no point has more."""
     torch.manual_seed(0)
