@@ -148,7 +148,7 @@ GEOMETRIES: dict[str, tuple[str, Callable[[], nn.Module], tuple[int, ...]]] = {
     "max pooling": ("matrix", lambda: _head(nn.MaxPool2d(3, 2, 1)), (1, 8, 8)),
     "padding": ("matrix", lambda: _head(nn.ZeroPad2d((0, 1, 2, 0)), nn.Conv2d(1, 2, 3)), (1, 8, 8)),
     "index": ("matrix", lambda: _head(nn.Conv2d(1, 2, 3), Picked(1, [0, 0, 1])), (1, 8, 8)),
-    "affine": ("matrix", lambda: _head(Affine([0.3], [0.2], True, 3), nn.Conv2d(1, 2, 3)), (1, 8, 8)),
+    "affine": ("patches", lambda: _head(Affine([0.3], [0.2], True, 3), nn.Conv2d(1, 2, 3)), (1, 8, 8)),
     "sigmoid": ("matrix", lambda: _head(nn.Conv2d(1, 2, 3), nn.Sigmoid()), (1, 8, 8)),
     "tanh": ("matrix", lambda: _head(nn.Conv2d(1, 2, 3), nn.Tanh()), (1, 8, 8)),
     "leaky": ("matrix", lambda: _head(nn.Conv2d(1, 2, 3), nn.LeakyReLU(0.1)), (1, 8, 8)),

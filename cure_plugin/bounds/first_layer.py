@@ -19,15 +19,10 @@ import torch.nn.functional as F
 from auto_LiRPA import BoundedModule
 from torch import Tensor
 
+from cure_plugin.bounds.elementwise import affine, constant, moving_input
+from cure_plugin.bounds.operators import is_elementwise
 from cure_plugin.sets.base import PerturbationSet
 from cure_plugin.sets.rows import Rows, pair, rows_of_convolution, rows_of_linear
-
-_ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "BoundAdd": torch.add,
-    "BoundSub": torch.sub,
-    "BoundMul": torch.mul,
-    "BoundDiv": torch.div,
-}
 
 
 @dataclass(frozen=True)
@@ -49,13 +44,7 @@ class _Scaled:
 
 def _constant(node: Any) -> Tensor | None:
     """The value of a node that no perturbation reaches, else None."""
-    if node.perturbed:
-        return None
-    for attribute in ("lower", "forward_value", "value"):
-        value = getattr(node, attribute, None)
-        if isinstance(value, Tensor):
-            return value
-    return None
+    return None if node.perturbed else constant(node)
 
 
 def _scaled_input(node: Any) -> _Scaled | None:
@@ -67,8 +56,8 @@ def _scaled_input(node: Any) -> _Scaled | None:
             return None
         clean = node.value.as_subclass(Tensor)
         return _Scaled(perturbation, clean, clean, clean.new_ones((1,) * clean.ndim))
-    if kind in _ELEMENTWISE:
-        return _through_constant(kind, node)
+    if is_elementwise(node):
+        return _through_constants(node)
     if kind == "BoundBatchNormalization":
         return _through_batch_norm(node)
     if kind == "BoundConv":
@@ -82,24 +71,17 @@ def _scaled_input(node: Any) -> _Scaled | None:
     return None
 
 
-def _through_constant(kind: str, node: Any) -> _Scaled | None:
-    """+, -, *, / with a constant on one side that does not enlarge the input's shape."""
-    left, right = _constant(node.inputs[0]), _constant(node.inputs[1])
-    if (left is None) == (right is None) or (kind == "BoundDiv" and left is not None):
+def _through_constants(node: Any) -> _Scaled | None:
+    """+, -, *, / with a constant on one side."""
+    source = _scaled_input(moving_input(node))
+    if source is None:
         return None
-    source = _scaled_input(node.inputs[0] if left is None else node.inputs[1])
-    constant = right if left is None else left
-    if source is None or constant is None or source.value.shape != source.clean.shape:
-        return None
-    operation = _ELEMENTWISE[kind]
-    value = operation(source.value, constant) if left is None else operation(constant, source.value)
-    if value.shape != source.value.shape or (constant.ndim == value.ndim and constant.shape[0] != 1):
-        return None
-    if kind in ("BoundMul", "BoundDiv"):
-        return replace(source, value=value, scale=operation(source.scale, constant))
-    return replace(
-        source, value=value, scale=-source.scale if kind == "BoundSub" and left is not None else source.scale
-    )
+    step, value, scale = affine(node, source.value), source.value, source.scale
+    if step.scale is not None:
+        value = value * step.scale
+        flattened = value.shape != source.clean.shape
+        scale = scale * (step.scale.expand_as(value[:1]).view_as(source.clean[:1]) if flattened else step.scale)
+    return replace(source, value=value if step.shift is None else value + step.shift, scale=scale)
 
 
 def _through_batch_norm(node: Any) -> _Scaled | None:

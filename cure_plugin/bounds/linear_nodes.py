@@ -14,7 +14,8 @@ import torch
 from auto_LiRPA import BoundedModule
 from torch import Tensor
 
-from cure_plugin.bounds.operators import moves
+from cure_plugin.bounds.elementwise import constant
+from cure_plugin.bounds.operators import is_elementwise, moves
 
 _RISING = (
     "BoundAdd",
@@ -32,7 +33,7 @@ _RISING = (
 )
 """Every output rises with every input: the ends of an interval go to the ends."""
 
-_SCALING = ("BoundDiv", "BoundMul", "BoundNeg")
+_SCALING = ("BoundDiv", "BoundMul")
 """Every output is one input times a constant."""
 
 _BY_WEIGHTS = ("BoundConv", "BoundConvTranspose")
@@ -53,9 +54,9 @@ def mend_linear_nodes(bounded: BoundedModule) -> None:
         if kind == "BoundAveragePool":
             node.ceil_mode = bool(node.attr.get("ceil_mode", 0))
             node.count_include_pad = bool(node.attr.get("count_include_pad", 0))
-        if kind == "BoundBatchNormalization":
-            _name_constants(node)
         if kind not in (*_RISING, *_SCALING, *_BY_WEIGHTS, "BoundSub") or not _is_linear(kind, node):
+            continue
+        if is_elementwise(node):  # bounds/elementwise.py
             continue
         node.bound_backward = functools.partial(_backward, node)
         node.requires_input_bounds = []
@@ -76,13 +77,6 @@ def _reshaped(shape: tuple[int, ...], x: Tensor, *_: Any) -> Tensor:
     return x.reshape(x.shape[0], *shape)
 
 
-def _name_constants(node: Any) -> None:
-    """0.3 looks for the weight and bias of a normalisation without any under a name that constants lack."""
-    for constant in node.inputs[1:3]:
-        if type(constant).__name__ == "BoundConstant" and not hasattr(constant, "param"):
-            constant.param = constant.value
-
-
 def _backward(node: Any, last_lower: Any, last_upper: Any, *_: Any, **__: Any) -> tuple[Any, Any, Any]:
     """auto_LiRPA's hook: rows over the node as rows over its inputs, and what its constants add to the bounds."""
     lower, lower_bias = _pulled_back(node, last_lower)
@@ -95,14 +89,15 @@ def _pulled_back(node: Any, rows: Tensor | None) -> tuple[list[Tensor | None], A
     if rows is None:
         return [None] * len(node.inputs), 0
     flat = rows.reshape(-1, *rows.shape[2:])
-    weights = [part.param for part in node.inputs if type(part).__name__ == "BoundParams"]
-    differentiable = torch.is_grad_enabled() and any(one.requires_grad for one in (rows, *weights))
+    constants = [None if moves(part) else _constant(part, flat) for part in node.inputs]
+    tensors = [one for one in (rows, *constants) if isinstance(one, Tensor)]
+    differentiable = torch.is_grad_enabled() and any(one.requires_grad for one in tensors)
     with torch.enable_grad():
         origins = [
             flat.new_zeros(len(flat), *part.output_shape[1:], requires_grad=True) if moves(part) else None
             for part in node.inputs
         ]
-        given = [_constant(part, flat) if o is None else o for o, part in zip(origins, node.inputs, strict=True)]
+        given = [one if origin is None else origin for origin, one in zip(origins, constants, strict=True)]
         value = node.forward(*given)
         wanted = [origin for origin in origins if origin is not None]
         found = iter(torch.autograd.grad(value, wanted, flat, create_graph=differentiable))
@@ -112,7 +107,7 @@ def _pulled_back(node: Any, rows: Tensor | None) -> tuple[list[Tensor | None], A
 
 
 def _constant(part: Any, like: Tensor) -> Any:
-    value = part.forward_value if getattr(part, "forward_value", None) is not None else part.value
+    value = constant(part)
     return value.to(like) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from auto_LiRPA import BoundedModule
 
+from cure_plugin.bounds.operators import is_elementwise, moves
 from cure_plugin.sets.rows import pair
 
 _COPIES = {"CROWN": 14, "coupled": 16, "alpha-CROWN": 8}
 """Copies of the rows, measured on small nets whose neurons are all unstable, what malloc wastes included."""
 
-_NO_ROWS = ("BoundParams", "BoundBuffers", "BoundConstant")
-_ELEMENTWISE = ("BoundRelu", "BoundBatchNormalization", "BoundAdd", "BoundSub", "BoundMul", "BoundDiv")
+_ELEMENTWISE = ("BoundRelu", "BoundBatchNormalization", "BoundAdd", "BoundSub", "BoundMul", "BoundDiv", "BoundNeg")
 
 Window = tuple[int, int] | None
 """Height and width that one row of coefficients reaches in every channel; None: all of it."""
@@ -47,11 +47,29 @@ def coefficients(bounded: BoundedModule) -> int:
 def _rows(bounded: BoundedModule) -> list[list[int]]:
     """For every node that is bounded backward: the number of coefficients over each node below it."""
     found = []
-    for start in [*(relu.inputs[0] for relu in bounded.relus), bounded.final_node()]:
+    for start in _starts(bounded):
         windows = len(start.output_shape) == 4 and bounded.bound_opts.get("conv_mode") != "matrix"
         columns = _columns(start, (1, 1) if windows else None)
         found.append([math.prod(start.output_shape[1:]) * count for count in columns.values()])
     return found
+
+
+def _starts(bounded: BoundedModule) -> list[Any]:
+    """Nodes that are bounded backward: what relaxations ask for, where intervals do not answer, and the logits."""
+    asked = {
+        node.inputs[number].name: node.inputs[number]
+        for node in bounded.children()
+        for number in getattr(node, "requires_input_bounds", [])
+        if moves(node.inputs[number])
+    }
+    return [*(one for one in asked.values() if not _has_intervals(one)), bounded.final_node()]
+
+
+def _has_intervals(node: Any) -> bool:
+    """The input, what a ReLU makes of bounds already known, and a layer next to the input."""
+    if type(node).__name__ in ("BoundConv", "BoundLinear"):
+        return type(node.inputs[0]).__name__ == "BoundInput"
+    return type(node).__name__ in ("BoundInput", "BoundRelu")
 
 
 def _columns(start: Any, window: Window) -> dict[str, int]:
@@ -61,14 +79,15 @@ def _columns(start: Any, window: Window) -> dict[str, int]:
     pending = [(start, window)]
     while pending:
         node, window = pending.pop()
-        if (node.name, window) in seen or type(node).__name__ in _NO_ROWS:
+        if (node.name, window) in seen or not moves(node):
             continue
         seen.add((node.name, window))
         shape = node.output_shape[1:]
         count = math.prod(shape)
         if window is not None and len(shape) == 3:
             count = min(count, shape[0] * window[0] * window[1])
-        columns[node.name] = max(count, columns.get(node.name, 0))
+        if not is_elementwise(node):  # its rows are those above, scaled
+            columns[node.name] = max(count, columns.get(node.name, 0))
         pending += [(parent, _below(node, window)) for parent in node.inputs]
     return columns
 

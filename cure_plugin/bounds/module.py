@@ -14,9 +14,10 @@ from auto_LiRPA import BoundedModule
 from auto_LiRPA import __version__ as version
 from torch import Tensor, nn
 
+from cure_plugin.bounds.elementwise import mend_elementwise
 from cure_plugin.bounds.linear_nodes import mend_linear_nodes, mend_views
 from cure_plugin.bounds.max_pool import mend_max_pools
-from cure_plugin.bounds.operators import PATCHES, REFUSED, moves, unreadable, verdict
+from cure_plugin.bounds.operators import PATCHES, REFUSED, unreadable, verdict
 from cure_plugin.bounds.s_shaped import mend_s_shaped
 from cure_plugin.bounds.self_check import violation
 from cure_plugin.errors import SpecError
@@ -136,8 +137,9 @@ def _accepted(
 
 
 def _mended(bounded: BoundedModule) -> BoundedModule:
-    """``bounded`` with nodes of ours where auto_LiRPA's are wrong or fail, most of them in matrix mode."""
+    """``bounded`` with nodes of ours where auto_LiRPA's are wrong, fail or waste: most in matrix mode alone."""
     mend_views(bounded)
+    mend_elementwise(bounded)
     if bounded.bound_opts["conv_mode"] == "matrix":
         mend_linear_nodes(bounded)
         mend_max_pools(bounded)
@@ -153,8 +155,6 @@ def _allows(bounded: BoundedModule, mode: str, unknown: bool) -> bool:
     """
     allowed = True
     for name, node in bounded.named_children():
-        if not moves(node):
-            continue
         sound_in, row = verdict(node)
         if row is not None and sound_in == REFUSED:
             raise SpecError(

@@ -17,8 +17,12 @@ from auto_LiRPA import __version__ as library
 PATCHES, MATRIX, REFUSED, UNKNOWN = "patches", "matrix", "refused", "unknown"
 """What a row says: sound in both modes; in matrix mode; in none; nothing (no row fits)."""
 
+ANY = "any"
+"""Stands for every kind of node."""
+
 _GEOMETRY = "tests/test_acceptance.py::test_geometry_decides_the_mode"
 _NETS = "tests/test_random_nets.py::test_no_bound_is_broken"
+_SPELLED = "tests/test_elementwise.py"
 _LISTED = "tests/test_acceptance.py::test_listed_kinds"
 
 
@@ -38,8 +42,30 @@ def moves(node: Any) -> bool:
     return False
 
 
+_ELEMENTWISE = ("BoundAdd", "BoundDiv", "BoundMul", "BoundNeg", "BoundSub")
+
+
+def is_elementwise(node: Any) -> bool:
+    """Whether ``node`` is its one moving input times a constant, or plus one, entry by entry.
+
+    The constants are the same for all samples and do not enlarge the input's shape.
+    """
+    if type(node).__name__ not in _ELEMENTWISE:
+        return False
+    moving = [part for part in node.inputs if moves(part)]
+    shapes = [part.output_shape for part in node.inputs if not moves(part)]
+    if len(moving) != 1 or (type(node).__name__ == "BoundDiv" and moving[0] is not node.inputs[0]):
+        return False
+    axes = len(node.output_shape)
+    return moving[0].output_shape == node.output_shape and all(len(one) < axes or one[0] == 1 for one in shapes)
+
+
 def _always(node: Any) -> bool:
     return True
+
+
+def _is_constant(node: Any) -> bool:
+    return not moves(node)
 
 
 def _is_square(shape: Sequence[int]) -> bool:
@@ -78,7 +104,11 @@ def _second_moves(node: Any) -> bool:
 
 
 def _divides_by_root(node: Any) -> bool:
-    return type(node.inputs[1]).__name__ == "BoundSqrt"
+    return type(node.inputs[1]).__name__ == "BoundSqrt" and moves(node.inputs[1])
+
+
+def _scales_maps(node: Any) -> bool:
+    return is_elementwise(node) and _is_channelwise(node)
 
 
 @dataclass(frozen=True)
@@ -86,7 +116,7 @@ class Operator:
     """One row: what is known of a kind of node.
 
     Attributes:
-        kind: auto_LiRPA's class. layers: what people write. mode: see :data:`PATCHES`.
+        kind: auto_LiRPA's class, or :data:`ANY`. layers: what people write. mode: see :data:`PATCHES`.
         reason: why, and for ``refused`` the remedy. test: where it is shown.
         when: which nodes of that kind the row is about.
         versions: auto_LiRPA's, that the row is about; empty: all.
@@ -102,18 +132,30 @@ class Operator:
 
     def fits(self, node: Any) -> bool:
         """Whether the row is about ``node``, a node of a BoundedModule of the version at hand."""
-        return self.kind == type(node).__name__ and (not self.versions or library in self.versions) and self.when(node)
+        return (
+            self.kind in (ANY, type(node).__name__)
+            and (not self.versions or library in self.versions)
+            and self.when(node)
+        )
 
 
 _LINES = "auto_LiRPA's slopes, with offsets in closed form (bounds/s_shaped.py)"
 _OWN = "pulled back through its own forward pass (bounds/linear_nodes.py)"
 _PATCHES_FAIL = "patches mode knows no such rows"
+_SCALED = "rows are scaled, constants added (bounds/elementwise.py)"
 
 OPERATORS: tuple[Operator, ...] = (
     Operator("BoundInput", "the input", PATCHES, "the set's own hull and concretize"),
-    Operator("BoundParams", "weights", PATCHES, "constant"),
-    Operator("BoundBuffers", "buffers", PATCHES, "constant"),
-    Operator("BoundConstant", "constants", PATCHES, "constant"),
+    Operator(
+        "BoundDropout",
+        "Dropout",
+        REFUSED,
+        "auto_LiRPA bounds it with its noise even in eval mode; put nn.Identity in its place",
+        "tests/test_misuse.py",
+    ),
+    Operator(
+        ANY, "weights, buffers, constants and what is computed of them alone", PATCHES, "constant", when=_is_constant
+    ),
     Operator(
         "BoundConv",
         "Conv2d, square in every respect, no dilation, no groups",
@@ -142,7 +184,8 @@ OPERATORS: tuple[Operator, ...] = (
     ),
     Operator("BoundBatchNormalization", "BatchNorm of sequences", MATRIX, _PATCHES_FAIL),
     Operator("BoundAdd", "sum of two branches of one shape", PATCHES, "rows are added", when=_sums_maps),
-    Operator("BoundAdd", "sum with a constant or a smaller summand", MATRIX, f"{_PATCHES_FAIL}; {_OWN}"),
+    Operator("BoundAdd", "sum with a constant that fits in", PATCHES, _SCALED, _SPELLED, _scales_maps),
+    Operator("BoundAdd", "sum with a larger constant or a smaller summand", MATRIX, f"{_PATCHES_FAIL}; {_OWN}"),
     Operator("BoundFlatten", "Flatten to features", PATCHES, "rows are reshaped", when=_makes_features),
     Operator("BoundFlatten", "Flatten of some axes", MATRIX, _PATCHES_FAIL),
     Operator("BoundReshape", "view to features", PATCHES, "rows are reshaped", when=_makes_features),
@@ -172,8 +215,13 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("BoundReduceMean", "mean over axes", MATRIX, _OWN),
     Operator("BoundReduceSum", "sum over axes", MATRIX, _OWN),
     Operator("BoundMaxPool", "MaxPool", MATRIX, "0.3 fails off the beaten track; bounds/max_pool.py"),
-    Operator("BoundNeg", "negation", MATRIX, _OWN),
+    Operator("BoundNeg", "negation", PATCHES, _SCALED, _SPELLED, _scales_maps),
+    Operator("BoundNeg", "negation of sequences", MATRIX, _SCALED),
+    Operator(
+        "BoundSub", "difference from a constant that fits in, either way", PATCHES, _SCALED, _SPELLED, _scales_maps
+    ),
     Operator("BoundSub", "difference", MATRIX, f"{_PATCHES_FAIL}; {_OWN}"),
+    Operator("BoundMul", "product with a constant that fits in", PATCHES, _SCALED, _SPELLED, _scales_maps),
     Operator(
         "BoundMul", "product", MATRIX, f"{_PATCHES_FAIL}; by a constant: {_OWN}; of two perturbed factors: McCormick"
     ),
@@ -194,19 +242,13 @@ OPERATORS: tuple[Operator, ...] = (
         _second_moves,
         ("0.3",),
     ),
+    Operator("BoundDiv", "quotient by a constant that fits in", PATCHES, _SCALED, _SPELLED, _scales_maps),
     Operator("BoundDiv", "quotient", MATRIX, f"{_PATCHES_FAIL}; by a constant: {_OWN}"),
     Operator("BoundLeakyRelu", "LeakyReLU", MATRIX, "not proven between patches"),
     Operator(
         "BoundSigmoid", "Sigmoid", MATRIX, "auto_LiRPA's slopes, with offsets in closed form (bounds/s_shaped.py)"
     ),
     Operator("BoundTanh", "Tanh", MATRIX, _LINES),
-    Operator(
-        "BoundDropout",
-        "Dropout",
-        REFUSED,
-        "auto_LiRPA bounds it with its noise even in eval mode; put nn.Identity in its place",
-        "tests/test_misuse.py",
-    ),
 )
 """First row that fits decides."""
 
@@ -241,7 +283,8 @@ _NO_SLOPES = ("BoundSigmoid", "BoundTanh", "BoundMaxPool", "BoundMul", "BoundDiv
 
 def optimisable(bounded: Any) -> bool:
     """Whether alpha-CROWN is proven on nets of these nodes: its only choices are the slopes of ReLUs."""
-    kinds = {type(node).__name__ for node in bounded.children() if verdict(node)[0] == UNKNOWN or moves(node)}
+    nodes = [node for node in bounded.children() if not is_elementwise(node)]
+    kinds = {type(node).__name__ for node in nodes if verdict(node)[0] == UNKNOWN or moves(node)}
     known = {row.kind for row in OPERATORS}
     return kinds <= known and not kinds & set(_NO_SLOPES)
 

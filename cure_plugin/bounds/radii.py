@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cure_plugin.bounds.elementwise import constant, unscaled
 from cure_plugin.bounds.margins import Box
 from cure_plugin.bounds.norms import column_norms, convolution_norm, matrix_norm
+from cure_plugin.bounds.operators import is_elementwise
 from cure_plugin.sets.rows import pair
 
 Norms = tuple[float, float, float]
@@ -54,7 +56,11 @@ class GraphRadii:
         known: dict[str, Radius] = {}
 
         def radius(one: Any) -> Radius:
-            if one.name not in known:
+            if is_elementwise(one):
+                below, scale = unscaled(one, start.l2.double())
+                factor = float(scale.abs().max()) * _ROUNDED_UP
+                known[one.name] = Radius(_scaled(radius(below).l1, factor), _scaled(radius(below).l2, factor))
+            elif one.name not in known:
                 sources = [parent for parent in one.inputs if parent.perturbed]
                 below = [radius(parent) for parent in sources]
                 known[one.name] = self._through(one, sources, below, start, boxes, clean)
@@ -102,6 +108,9 @@ class GraphRadii:
         """
         kind = type(node).__name__
         sources = [parent for parent in node.inputs if parent.perturbed]
+        if is_elementwise(node):
+            below, scale = unscaled(node, start.l2.double())
+            return _scaled(self.reach(below, start, boxes, clean), (scale.abs() * _ROUNDED_UP).to(start.l2))
         if kind in ("BoundAdd", "BoundSub"):
             return functools.reduce(torch.add, [self.reach(parent, start, boxes, clean) for parent in sources])
         shape = (-1, *[1] * (len(node.output_shape) - 1))
@@ -156,7 +165,7 @@ def _scaled(radius: Tensor, factor: Tensor | float) -> Tensor:
 
 
 def _constants(node: Any) -> list[Tensor]:
-    return [parent.forward_value if hasattr(parent, "forward_value") else parent.value for parent in node.inputs[1:]]
+    return [constant(parent) for parent in node.inputs[1:]]
 
 
 def _linear_weight(node: Any) -> Tensor | None:

@@ -25,8 +25,9 @@ import torch
 from auto_LiRPA import BoundedModule
 from torch import Tensor
 
+from cure_plugin.bounds.elementwise import constant, unscaled
 from cure_plugin.bounds.margins import Box
-from cure_plugin.bounds.operators import moves
+from cure_plugin.bounds.operators import is_elementwise, moves
 from cure_plugin.sets import PerturbationSet
 
 _STEPS = 16
@@ -111,8 +112,8 @@ def _terms(bounded: BoundedModule, x: Tensor) -> int:
             continue
         terms += _STEPS
         for part in node.inputs[1:2]:
-            weight = getattr(part, "forward_value", None)
-            if isinstance(weight, Tensor) and weight.ndim >= 2 and not moves(part):
+            weight = None if moves(part) else constant(part)
+            if isinstance(weight, Tensor) and weight.ndim >= 2:
                 terms += sum(weight.numel() // size for size in weight.shape[:2])
         if type(node).__name__ in ("BoundAveragePool", "BoundGlobalAveragePool", "BoundReduceMean", "BoundReduceSum"):
             terms += math.prod(node.inputs[0].output_shape[1:])
@@ -137,7 +138,7 @@ def _sizes(
             if perturbation.within_hull():
                 radii[node.name] = _Radii(*perturbation.radii(x))
         elif not moves(node):
-            value = node.forward_value if getattr(node, "forward_value", None) is not None else node.value
+            value = constant(node)
             both[node.name] = value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
         elif kind == "BoundRelu":
             box = boxes.get(node.inputs[0].name)
@@ -178,13 +179,20 @@ class _Radii:
 
 def _follow(node: Any, parts: list[Any], radii: dict[str, _Radii], both: dict[str, Any]) -> None:
     """Pass ``radii`` on through a node that scales the input, or use them for the sizes of a first linear layer."""
-    source = next((radii[part.name] for part in node.inputs[:1] if part.name in radii), None)
-    if source is None or any(moves(part) for part in node.inputs[1:]):
+    moving = [part for part in node.inputs if moves(part)]
+    if len(moving) != 1 or moving[0].name not in radii:
         return
-    kind = type(node).__name__
-    if kind in ("BoundFlatten", "BoundReshape", "BoundAdd", "BoundSub"):
+    kind, source = type(node).__name__, radii[moving[0].name]
+    if is_elementwise(node):
+        start, scale = unscaled(node, both[node.name])
+        radii[node.name] = radii[start.name].times(scale.abs().amax())
+    elif moving[0] is not node.inputs[0]:
+        return
+    elif kind in ("BoundFlatten", "BoundReshape"):
         if parts[0][0].numel() == both[node.name][0].numel():
             radii[node.name] = source
+    elif kind == "BoundBatchNormalization":
+        radii[node.name] = source.times((parts[1] / (parts[4] + node.eps).sqrt()).amax())
     elif kind == "BoundConv" or (kind == "BoundLinear" and node.transB and _factor(node) == 1.0):
         rows = parts[1].flatten(1)
         if parts[1].shape[:2].numel() == rows.numel() and _is_diagonal(rows):

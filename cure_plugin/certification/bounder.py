@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from cure_plugin.bounds.memory import bytes_per_image
 from cure_plugin.bounds.module import bounded_module, wrapped_again
 from cure_plugin.bounds.operators import optimisable
 from cure_plugin.bounds.rounding import required_margins
+from cure_plugin.errors import MemoryWarning
 from cure_plugin.modes import frozen
 from cure_plugin.sets import PerturbationSet
 
@@ -66,6 +68,7 @@ class Bounder:
         )
         self._coupled = CoupledBounds(self._bounded)
         self._needed_bytes: dict[str, int] = {}
+        self._warned: set[str] = set()
         self._wide: Bounder | None = None
 
     @property
@@ -74,10 +77,19 @@ class Bounder:
         return int(self._bounded.final_shape[-1])
 
     def batch(self, method: str) -> int:
-        """How many images ``method`` bounds at a time."""
+        """How many images ``method`` bounds at a time; a :class:`MemoryWarning`, once, where one may be too many."""
         if method not in self._needed_bytes:
             itemsize = next(self.net.parameters()).element_size()
-            self._needed_bytes[method] = bytes_per_image(self._bounded, method, itemsize)
+            self._needed_bytes[method] = needed = bytes_per_image(self._bounded, method, itemsize)
+            if needed > self.memory * 2**30 and method not in self._warned:
+                self._warned.add(method)
+                warnings.warn(
+                    f"{method} of this net may need {needed / 2**30:.3g} GiB for a single image, and memory="
+                    f"{self.memory:g} GiB was asked for: take a smaller net or larger strides, leave {method} out of "
+                    "methods, or raise memory",
+                    MemoryWarning,
+                    stacklevel=2,
+                )
         return max(1, min(self.batch_size, int(self.memory * 2**30) // max(1, self._needed_bytes[method])))
 
     def bound(
@@ -159,6 +171,7 @@ class Bounder:
             self._wide = Bounder(
                 net, self.input_shape, self.alpha_iterations, self.batch_size, self.memory, self._bounded
             )
+            self._wide._warned = self._warned
         self._wide.net.load_state_dict(self.net.state_dict())
         return self._wide
 

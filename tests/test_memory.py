@@ -1,0 +1,117 @@
+"""What bounds take of memory: no more behind constants written out than behind Normalize, and as much as was said."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from test_elementwise import FRONTS, SHAPE, net_of, normalised
+from torch import nn
+
+from cure_plugin import PerturbationLpBall
+from cure_plugin.bounds.memory import bytes_per_image
+from cure_plugin.bounds.module import bounded_module
+from cure_plugin.certification import Certifier
+from cure_plugin.errors import MemoryWarning
+
+BEHIND = """
+import resource, sys, torch
+from torch import nn
+from test_elementwise import FRONTS, MEAN, STD
+from cure_plugin.certification.bounder import Bounder
+from cure_plugin.nets import NetSpec, Normalize, build_net
+from cure_plugin.sets import set_spec
+front = Normalize(MEAN, STD) if sys.argv[1] == "Normalize" else FRONTS[sys.argv[1]]()
+net = nn.Sequential(front, build_net(NetSpec("cnn_small", (3, 32, 32)), torch.Generator().manual_seed(0))).eval()
+bounder = Bounder(net, (3, 32, 32), 2, 1, 100.0)
+x = 0.5 + 0.1 * torch.rand(1, 3, 32, 32)
+for method in ("CROWN", "coupled"):
+    bounder.bound(x, torch.tensor([0]), set_spec("l2=1").build(), method)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+NETS = {
+    "max pooling": "C(3, 8, 3, 1, 1), R(), nn.MaxPool2d(2), C(8, 8, 3, 1, 1), R(), nn.Flatten(), nn.Linear(512, 10)",
+    "average pooling": "C(3, 8, 3, 1, 1), R(), nn.AvgPool2d(2), C(8, 8, 3, 1, 1), R(), nn.Flatten(), nn.Linear(512, 10)",
+    "groups": "C(3, 8, 3, 1, 1), R(), C(8, 16, 4, 2, 1, groups=2), R(), nn.Flatten(), nn.Linear(1024, 10)",
+    "leaky": "C(3, 8, 3, 1, 1), nn.LeakyReLU(), C(8, 16, 4, 2, 1), nn.LeakyReLU(), nn.Flatten(), nn.Linear(1024, 10)",
+}
+"""In matrix mode, over images 3 x 16 x 16."""
+
+MATRIX = """
+import resource, sys, torch
+from torch import nn
+from torch.nn import Conv2d as C, ReLU as R
+from cure_plugin.bounds.coupled import CoupledBounds
+from cure_plugin.bounds.margins import crown_bounds
+from cure_plugin.bounds.memory import bytes_per_image
+from cure_plugin.bounds.module import bounded_module
+from cure_plugin.modes import frozen
+from cure_plugin.sets import set_spec
+net, method, count = eval(f"nn.Sequential({sys.argv[1]})").eval(), sys.argv[2], int(sys.argv[3])
+bounded = bounded_module(net, (3, 16, 16))
+assert bounded.bound_opts["conv_mode"] == "matrix"
+x, y, ball = 0.5 + 0.1 * torch.rand(count, 3, 16, 16), torch.zeros(count, dtype=torch.long), set_spec("l2=2").build()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with frozen(net):
+    if method == "CROWN":
+        crown_bounds(bounded, x, y, set_spec("linf=0.5").build())
+    else:
+        CoupledBounds(bounded, 6, 6, 2).bounds(x, y, ball, target=torch.full((count,), float("inf")))
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((after - before) * 1024, bytes_per_image(bounded, method, 4))
+"""
+
+
+def printed(script: str, *arguments: str) -> list[int]:
+    """The numbers that a script prints last."""
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, 'tests')\n{script}", *arguments]
+    return [int(word) for word in subprocess.run(command, capture_output=True, check=True).stdout.split()]
+
+
+@pytest.mark.slow
+def test_constants_written_out_take_no_more_than_normalize() -> None:
+    (reference,) = printed(BEHIND, "Normalize")
+    for name in ("sub div", "mul add", "negated", "bytes", "batch norm"):
+        assert printed(BEHIND, name)[0] < 1.1 * reference, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["CROWN", "coupled"])
+@pytest.mark.parametrize("name", NETS)
+def test_the_estimate_for_matrix_mode_is_right_by_a_factor_of_two(name: str, method: str) -> None:
+    (few, estimate), (many, _) = (printed(MATRIX, NETS[name], method, count) for count in ("1", "4"))
+    assert 0.5 < estimate / ((many - few) / 3) < 2
+
+
+def test_constants_written_out_are_expected_to_take_what_normalize_does() -> None:
+    for method in ("CROWN", "coupled", "alpha-CROWN"):
+        reference = bytes_per_image(bounded_module(net_of("convolutions", normalised()), SHAPE), method, 4)
+        for name in ("sub div", "bytes", "batch norm"):
+            bounded = bounded_module(net_of("convolutions", FRONTS[name]()), SHAPE)
+            assert 0 < bytes_per_image(bounded, method, 4) <= reference
+
+
+def test_relaxations_other_than_relu_count() -> None:
+    sizes = set()
+    for activation in (nn.ReLU, nn.LeakyReLU, nn.Tanh):
+        body = [nn.Conv2d(1, 4, 3, dilation=2), activation(), nn.Conv2d(4, 4, 3), activation()]
+        net = nn.Sequential(*body, nn.Flatten(), nn.Linear(16, 3)).eval()
+        sizes.add(bytes_per_image(bounded_module(net, (1, 8, 8)), "CROWN", 4))
+    assert len(sizes) == 1 and min(sizes) > 16 * 144  # rows of the second convolution over the first
+
+
+def test_a_warning_says_what_a_single_image_may_take() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    certifier = Certifier(net.eval(), (1, 8, 8), ("IBP", "CROWN"), memory=1e-6)
+    x, y, ball = torch.rand(2, 1, 8, 8), torch.tensor([0, 1]), PerturbationLpBall(float("inf"), 0.3)
+    with pytest.warns(MemoryWarning, match=r"CROWN of this net may need \S+ GiB for a single image, .* raise memory"):
+        certifier.lower_bound(x, y, ball, "CROWN")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        certifier.lower_bound(x, y, ball, "CROWN")  # said once
+        certifier.lower_bound(x, y, ball, "IBP")
+        Certifier(net, (1, 8, 8)).lower_bound(x, y, ball, "CROWN")
