@@ -277,7 +277,9 @@ def absolute(net: nn.Module) -> nn.Module:
     return copied
 
 
-@pytest.mark.parametrize("front", ["plain", "normalize", "linear", "windows", "grouped windows", "diagonal"])
+@pytest.mark.parametrize(
+    "front", ["plain", "normalize", "raw-normalize", "batch-norm", "linear", "windows", "grouped windows", "diagonal"]
+)
 @pytest.mark.parametrize(
     "ball", [PerturbationLpBall(1, 1.5), PerturbationLpBall(2, 0.7), PerturbationLpBall(1, 2, None)]
 )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cure_plugin import PerturbationLpBall
 from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.bounds.module import bounded_module, default_dtype
+from cure_plugin.bounds.rounding import required_margins
 from cure_plugin.nets import Normalize
 
 SHAPE = (3, 8, 8)
@@ -154,6 +155,18 @@ def test_the_first_layer_stays_exact(last: str, name: str) -> None:
         lower, upper = exact_range(front, x, ball)
         assert torch.allclose(node.lower.flatten(1), lower, atol=1e-6)
         assert torch.allclose(node.upper.flatten(1), upper, atol=1e-6)
+
+
+def test_rounding_counts_as_much_as_behind_normalize() -> None:
+    x, y = labelled()
+    for ball in BALLS:
+        needed = []
+        for front in (normalised(), *(make() for make in FRONTS.values())):
+            bounded = bounded_module(net_of("convolutions", front), SHAPE)
+            with default_dtype(x.dtype):
+                bounded.compute_bounds(x=(BoundedTensor(x, ball),), method="IBP")
+            needed.append(required_margins(bounded, x, y, ball, {}))
+        assert all(float((one / needed[0] - 1).abs().max()) < 0.5 for one in needed)
 
 
 class Scattered(nn.Module):

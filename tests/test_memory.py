@@ -35,7 +35,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 NETS = {
     "max pooling": "C(3, 8, 3, 1, 1), R(), nn.MaxPool2d(2), C(8, 8, 3, 1, 1), R(), nn.Flatten(), nn.Linear(512, 10)",
-    "average pooling": "C(3, 8, 3, 1, 1), R(), nn.AvgPool2d(2), C(8, 8, 3, 1, 1), R(), nn.Flatten(), nn.Linear(512, 10)",
+    "mean pooling": "C(3, 8, 3, 1, 1), R(), nn.AvgPool2d(2), C(8, 8, 3, 1, 1), R(), nn.Flatten(), nn.Linear(512, 10)",
     "groups": "C(3, 8, 3, 1, 1), R(), C(8, 16, 4, 2, 1, groups=2), R(), nn.Flatten(), nn.Linear(1024, 10)",
     "leaky": "C(3, 8, 3, 1, 1), nn.LeakyReLU(), C(8, 16, 4, 2, 1), nn.LeakyReLU(), nn.Flatten(), nn.Linear(1024, 10)",
 }

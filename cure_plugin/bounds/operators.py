@@ -153,9 +153,7 @@ OPERATORS: tuple[Operator, ...] = (
         "auto_LiRPA bounds it with its noise even in eval mode; put nn.Identity in its place",
         "tests/test_misuse.py",
     ),
-    Operator(
-        ANY, "weights, buffers, constants and what is computed of them alone", PATCHES, "constant", when=_is_constant
-    ),
+    Operator(ANY, "weights, buffers, constants, what is made of them alone", PATCHES, "constant", when=_is_constant),
     Operator(
         "BoundConv",
         "Conv2d, square in every respect, no dilation, no groups",
@@ -217,9 +215,7 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("BoundMaxPool", "MaxPool", MATRIX, "0.3 fails off the beaten track; bounds/max_pool.py"),
     Operator("BoundNeg", "negation", PATCHES, _SCALED, _SPELLED, _scales_maps),
     Operator("BoundNeg", "negation of sequences", MATRIX, _SCALED),
-    Operator(
-        "BoundSub", "difference from a constant that fits in, either way", PATCHES, _SCALED, _SPELLED, _scales_maps
-    ),
+    Operator("BoundSub", "difference from a constant that fits in", PATCHES, _SCALED, _SPELLED, _scales_maps),
     Operator("BoundSub", "difference", MATRIX, f"{_PATCHES_FAIL}; {_OWN}"),
     Operator("BoundMul", "product with a constant that fits in", PATCHES, _SCALED, _SPELLED, _scales_maps),
     Operator(

@@ -111,7 +111,7 @@ def _terms(bounded: BoundedModule, x: Tensor) -> int:
         if not moves(node):
             continue
         terms += _STEPS
-        for part in node.inputs[1:2]:
+        for part in () if is_elementwise(node) else node.inputs[1:2]:
             weight = None if moves(part) else constant(part)
             if isinstance(weight, Tensor) and weight.ndim >= 2:
                 terms += sum(weight.numel() // size for size in weight.shape[:2])
