@@ -187,8 +187,11 @@ def test_refusals(net: nn.Module) -> None:
     with pytest.raises(SpecError, match="batch_size must be at least 1"):
         Certifier(net, (1, 28, 28), batch_size=0)
     certifier = Certifier(net, (1, 28, 28))
-    for x, y in ((torch.zeros(2, 1, 8, 8), torch.zeros(2)), (torch.zeros(2, 1, 28, 28), torch.zeros(3))):
-        with pytest.raises(SpecError, match=r"x must be \(B, 1, 28, 28\) and y \(B,\)"):
+    for x, y, message in (
+        (torch.zeros(2, 1, 8, 8), torch.zeros(2), r"x must be \(B, 1, 28, 28\), got \(2, 1, 8, 8\)"),
+        (torch.zeros(2, 1, 28, 28), torch.zeros(3), r"y must be \(2,\), one label an image, got \(3,\)"),
+    ):
+        with pytest.raises(SpecError, match=message):
             certifier.decide(x, y.long(), SPECS[0].build())
     with pytest.raises(SpecError, match="NaN"):
         certifier.decide(torch.full((1, 1, 28, 28), float("nan")), torch.zeros(1).long(), SPECS[0].build())

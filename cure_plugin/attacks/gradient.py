@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cure_plugin.checks import check_count, check_number
+from cure_plugin.inputs import check_labels
 from cure_plugin.modes import evaluation_mode
 from cure_plugin.sets import PerturbationSet
 from cure_plugin.sets.base import per_image
@@ -22,11 +23,13 @@ Job = tuple[Tensor, Tensor, PerturbationSet]
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Cross entropy per sample, (B,)."""
+    check_labels(y, logits.shape[1])
     return F.cross_entropy(logits, y, reduction="none")
 
 
 def worst_margin_loss(logits: Tensor, y: Tensor) -> Tensor:
     """max over j != y of z_j - z_y, (B,): positive exactly where the sample is misclassified."""
+    check_labels(y, logits.shape[1])
     true = logits.gather(1, y[:, None])
     others = logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
     return others.amax(1) - true.squeeze(1)

@@ -12,6 +12,7 @@ from auto_LiRPA import BoundedModule, BoundedTensor
 from torch import Tensor
 
 from cure_plugin.bounds.module import default_dtype
+from cure_plugin.inputs import check_labels
 from cure_plugin.sets import PerturbationSet
 
 Box = tuple[Tensor, Tensor]
@@ -68,6 +69,7 @@ class LayerBounds:
 
 def margin_matrix(y: Tensor, classes: int) -> Tensor:
     """Specification C with rows z_y - z_j for j != y in class order, (B, classes - 1, classes)."""
+    check_labels(y, classes)
     identity = torch.eye(classes, device=y.device)
     others = (~identity.bool()).nonzero()[:, 1].view(classes, classes - 1)[y]
     return identity[y].unsqueeze(1) - identity[others]

@@ -20,7 +20,9 @@ from cure_plugin.bounds.max_pool import mend_max_pools
 from cure_plugin.bounds.operators import PATCHES, REFUSED, unreadable, verdict
 from cure_plugin.bounds.s_shaped import mend_s_shaped
 from cure_plugin.bounds.self_check import violation
+from cure_plugin.bounds.spelling import spelled_out
 from cure_plugin.errors import SpecError
+from cure_plugin.inputs import plain_net
 from cure_plugin.modes import evaluation_mode, frozen
 
 BOUND_OPTIONS: dict[str, Any] = {
@@ -67,6 +69,7 @@ def bounded_module(
         SpecError: a shape that the model does not take, or a model that auto_LiRPA gets wrong; the message names the
             node, its operator and what to do instead.
     """
+    model = plain_net(model)
     reference = next(model.parameters(), torch.zeros(()))
     if reference.dtype in LOW_PRECISION:
         raise SpecError(
@@ -188,7 +191,7 @@ def _traced(model: nn.Module, example: Tensor, options: dict[str, Any]) -> Bound
     said = _Said()
     before, log.propagate, handlers, log.handlers = log.propagate, False, log.handlers, [said]
     try:
-        with default_dtype(example.dtype):
+        with default_dtype(example.dtype), spelled_out(model):
             return BoundedModule(model, example, bound_opts=options, device=example.device)
     except Exception as error:  # auto_LiRPA's failures have no common class
         names = dict.fromkeys(type(part).__name__ for part in model.modules() if not [*part.children()])

@@ -259,6 +259,12 @@ def verdict(node: Any) -> tuple[str, Operator | None]:
 
 _UNREADABLE: dict[str, tuple[tuple[str, ...], str]] = {
     "Conv1d": (("0.3",), "take auto_LiRPA 0.7.1, or Conv2d on maps of height 1"),
+    "Conv3d": ((), "no version reads volumes; take Conv2d with the depth among the channels"),
+    "Dropout": ((), "put nn.Identity in its place"),
+    "GELU": ((), "take ReLU, Sigmoid or Tanh"),
+    "GroupNorm": ((), "take BatchNorm2d, whose statistics are constants"),
+    "InstanceNorm1d": ((), "take BatchNorm1d, whose statistics are constants"),
+    "InstanceNorm2d": ((), "take BatchNorm2d, whose statistics are constants"),
     "ConvTranspose1d": ((), "take ConvTranspose2d on maps of height 1"),
     "ConvTranspose2d": ((), "only without output_padding, dilation and groups, of equal stride and padding"),
     "MaxPool1d": ((), "take MaxPool2d on maps of height 1"),

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,9 @@ from cure_plugin.certification.splitting import SplitResult, prove_by_splitting
 from cure_plugin.certification.verdict import Progress, Verdict
 from cure_plugin.checks import check_count
 from cure_plugin.errors import SpecError
+from cure_plugin.inputs import images, labels, plain_net
 from cure_plugin.sets import PerturbationSet
+from cure_plugin.sets.base import check_domain
 
 METHODS = ("IBP", "CROWN-IBP", "CROWN", "coupled", "alpha-CROWN", "splitting")
 """In the order tried. ``coupled`` is tried on l1 and l2 balls, ``splitting`` on geometric and patch sets in place of
@@ -90,6 +93,7 @@ class Certifier:
             check_count(name, value, 1)
         if not 0 < memory < math.inf:
             raise SpecError(f"memory must be a finite number of GiB above 0, got {memory!r}")
+        net = plain_net(net)
         tensors = [*net.named_parameters(), *net.named_buffers()]
         broken = [key for key, value in tensors if value.is_floating_point() and not bool(value.isfinite().all())]
         if broken:
@@ -119,10 +123,7 @@ class Certifier:
         Raises:
             SpecError: shapes that do not fit the net, images that the set refuses, or no set of ours.
         """
-        x = self._checked(x, y)
-        if not isinstance(perturbation, PerturbationSet):
-            raise SpecError(f"perturbation must be a cure_plugin set, got {perturbation!r}; see set_spec(text).build()")
-        y = y.long()
+        x, y = self._checked(x, y, perturbation)
         progress = Progress(x)
         clean_margin = self._margins(x, y)
         for index in (clean_margin <= 0).nonzero().flatten().tolist():
@@ -163,21 +164,16 @@ class Certifier:
         bounds = [method for method in METHODS if method in self.methods and method not in useless]
         return [*(method for method in bounds if method == "IBP"), "pgd", *(m for m in bounds if m != "IBP")]
 
-    def _checked(self, x: Tensor, y: Tensor) -> Tensor:
-        """``x`` in the net's dtype."""
-        if tuple(x.shape[1:]) != self.input_shape or y.shape != x.shape[:1]:
-            raise SpecError(
-                f"x must be (B, {', '.join(map(str, self.input_shape))}) and y (B,), "
-                f"got {tuple(x.shape)} and {tuple(y.shape)}"
-            )
-        classes = self._bounder.classes
-        if classes < 2 or bool((y < 0).any() or (y >= classes).any()):
-            raise SpecError(f"labels lie in {int(y.min())} .. {int(y.max())}, but the net has {classes} classes")
-        dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
-        same = x.to(dtype)
-        if not bool((same.to(x.dtype) == x).all()) and bool(x.isfinite().all()):
-            raise SpecError(f"x is {x.dtype}, which the net's {dtype} cannot hold; round x, or convert the net")
-        return same
+    def _checked(self, x: Any, y: Any, perturbation: PerturbationSet) -> tuple[Tensor, Tensor]:
+        """(x in the net's dtype, y as whole numbers); see :mod:`cure_plugin.inputs`."""
+        if not isinstance(perturbation, PerturbationSet):
+            raise SpecError(f"perturbation must be a cure_plugin set, got {perturbation!r}; see set_spec(text).build()")
+        dtype = next((p.dtype for p in self.net.parameters()), torch.get_default_dtype())
+        x = images(x, self.input_shape, dtype)
+        for part in perturbation.parts():
+            if getattr(part, "domain", None) is not None:
+                check_domain(x, part.domain)
+        return x, labels(y, len(x), self._bounder.classes)
 
     def _attack(
         self,
@@ -207,7 +203,7 @@ class Certifier:
         Raises:
             SpecError: more than one image, or a set without pieces.
         """
-        x = self._checked(x, y)
+        x, y = self._checked(x, y, perturbation)
         if x.shape[0] != 1 or not perturbation.split_methods:
             raise SpecError(f"splitting takes one image and a set with pieces, got {tuple(x.shape)}, {perturbation!r}")
         starts = generator or torch.Generator(x.device).manual_seed(0)
@@ -221,7 +217,7 @@ class Certifier:
 
     def proved(self, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> Tensor:
         """Which images bounds and splitting prove, without any attack; (B,) bool."""
-        x, y = self._checked(x, y), y.long()
+        x, y = self._checked(x, y, perturbation)
         done = torch.zeros(x.shape[0], dtype=torch.bool)
         for method in self._stages(perturbation):
             left = (~done).nonzero().flatten()
@@ -236,14 +232,14 @@ class Certifier:
 
     def proves(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> Tensor:
         """Which images one of :data:`BOUND_METHODS` proves, rounding errors counted; (B,) bool."""
-        return self._bounder.bound(x, y, perturbation, method).proved
+        return self._bounder.bound(*self._checked(x, y, perturbation), perturbation, method).proved
 
     def lower_bound(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> Tensor:
         """Lower bound of the smallest margin of each image, (B,), by one of :data:`BOUND_METHODS`, as computed.
 
         See :meth:`proves` for what it is worth: rounding errors are not taken off.
         """
-        return self._bounder.bound(x, y, perturbation, method).lower
+        return self._bounder.bound(*self._checked(x, y, perturbation), perturbation, method).lower
 
     def _prove(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> tuple[Tensor, Tensor]:
         found = self._bounder.bound(x, y, perturbation, method)

@@ -1,0 +1,264 @@
+"""What people hand in that is unusual, ambiguous or wrong works as the usual spelling does, or one line says why."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import small_net
+from torch import Tensor, nn
+
+from cure_plugin import PerturbationGeometric, PerturbationLpBall, PerturbationPatch, PerturbationUnion
+from cure_plugin.attacks import find_counterexample, pgd
+from cure_plugin.bounds.margins import margin_matrix
+from cure_plugin.bounds.module import bounded_module
+from cure_plugin.certification import Certifier
+from cure_plugin.errors import CureError
+from cure_plugin.inputs import plain_net
+from cure_plugin.sets import set_spec
+from cure_plugin.training import CureObjective, TrainingSet, natural_loss
+
+SHAPE = (1, 8, 8)
+BALL = PerturbationLpBall(math.inf, 0.02)
+NET = small_net("plain")
+X = (torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+with torch.no_grad():
+    Y = NET(X).argmax(1)
+OPTIONS: dict[str, Any] = {"attack_steps": 2, "restarts": 1, "alpha_iterations": 2}
+CERTIFIER = Certifier(NET, SHAPE, **OPTIONS)
+USUAL = CERTIFIER.lower_bound(X, Y, BALL, "CROWN")
+
+IMAGES: dict[str, tuple[Any, str]] = {
+    "array": (X.numpy(), ""),
+    "lists": (X.tolist(), ""),
+    "float64 of float32's values": (X.double(), ""),
+    "float64 array": (X.double().numpy(), ""),
+    "with gradients": (X.clone().requires_grad_(), ""),
+    "strided": (X.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2), ""),
+    "a float32 array's copy in Fortran order": (X.numpy().copy(order="F"), ""),
+    "float64 of other values": (X.double() + 1e-12, "float64, which the net's float32 cannot hold"),
+    "bytes": ((X * 255).byte(), "x is uint8"),
+    "a byte array": ((X * 255).byte().numpy(), "x is uint8"),
+    "whole numbers": ((X * 255).long(), "x is int64"),
+    "booleans": (X > 0.5, "x is bool"),
+    "complex": (X + 0j, "x is complex64"),
+    "0 to 255": (X * 255, "outside domain"),
+    "normalised": ((X - 0.5) / 0.25, "outside domain"),
+    "just outside": (X - 0.01, "outside domain"),
+    "no batch axis": (X[0], r"add a batch axis, x\[None\]"),
+    "no channel": (X[:, 0], r"x must be \(B, 1, 8, 8\)"),
+    "channels last": (X.permute(0, 2, 3, 1), "channels come first"),
+    "flattened": (X.flatten(1), r"x must be \(B, 1, 8, 8\), got \(2, 64\)"),
+    "another size": (torch.rand(2, 1, 9, 8), r"got \(2, 1, 9, 8\)"),
+    "too many axes": (X[None], "x must be"),
+    "NaN": (X * math.nan, "NaN or infinite"),
+    "infinite": (X / 0, "outside domain|NaN or infinite"),
+    "text": ("x.png", "got str 'x.png'"),
+    "nothing": (None, "got NoneType"),
+    "ragged lists": ([[1.0, 2.0], [3.0]], "x must be a tensor"),
+    "one number": (0.5, "x must be"),
+}
+
+LABELS: dict[str, tuple[Any, str]] = {
+    "list": (Y.tolist(), ""),
+    "array": (Y.numpy(), ""),
+    "tuple": (tuple(Y.tolist()), ""),
+    "column": (Y[:, None], ""),
+    "column array": (Y[:, None].numpy(), ""),
+    "int32": (Y.int(), ""),
+    "bytes": (Y.byte(), ""),
+    "whole floats": (Y.float(), ""),
+    "broken floats": (Y + 0.5, "whole numbers"),
+    "one-hot": (torch.eye(3)[Y], r"y.argmax\(1\)"),
+    "one-hot whole numbers": (torch.eye(3)[Y].long(), r"y.argmax\(1\)"),
+    "scores": (NET(X).detach(), r"y.argmax\(1\)"),
+    "too few": (Y[:1], r"y must be \(2,\)"),
+    "too many": (Y.repeat(2), r"y must be \(2,\)"),
+    "one number": (int(Y[0]), r"y must be \(2,\)"),
+    "a row": (Y[None], r"y must be \(2,\)"),
+    "the number of classes": (torch.tensor([0, 3]), "labels lie in 0 .. 3, but the net has 3 classes"),
+    "negative": (torch.tensor([-1, 0]), "labels lie in -1 .. 0"),
+    "booleans": (Y > 0, "y is bool"),
+    "NaN": (Y * math.nan, "whole numbers"),
+    "names": (["cat", "dog"], "y must be a tensor"),
+    "nothing": (None, "got NoneType"),
+}
+
+
+class Permuted(nn.Module):
+    """Takes channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net("plain")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.permute(0, 3, 1, 2))
+
+
+class ResidualFeatures(nn.Module):
+    """A residual MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(64, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(x.flatten(1)))
+        return self.last(torch.relu(hidden + self.inner(hidden)))
+
+
+def head(*layers: nn.Module, shape: tuple[int, ...] = SHAPE) -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    with torch.no_grad():
+        net(torch.rand(2, *shape))
+    return net.eval()
+
+
+def norm(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), layer, nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+    "channels last": (Permuted, (8, 8, 1), ""),
+    "residual features": (ResidualFeatures, SHAPE, ""),
+    "max pooling": (lambda: head(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2)), SHAPE, ""),
+    "sequence": (lambda: head(nn.Conv1d(1, 2, 3), shape=(1, 9)), (1, 9), "Conv1d: take auto_LiRPA 0.7.1|^$"),
+    "volume": (lambda: head(nn.Conv3d(1, 2, 3), shape=(1, 4, 4, 4)), (1, 4, 4, 4), "Conv3d: no version"),
+    "padding same": (lambda: head(nn.Conv2d(1, 2, 3, padding="same")), SHAPE, ""),
+    "padding same, dilated": (lambda: head(nn.Conv2d(1, 2, 3, padding="same", dilation=2)), SHAPE, ""),
+    "padding same, even": (lambda: head(nn.Conv2d(1, 2, 4, padding="same")), SHAPE, ""),
+    "padding same, oblong": (lambda: head(nn.Conv2d(1, 2, (2, 3), padding="same", bias=False)), SHAPE, ""),
+    "padding valid": (lambda: head(nn.Conv2d(1, 2, 3, padding="valid")), SHAPE, ""),
+    "circular": (lambda: head(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular")), SHAPE, ""),
+    "reflect": (lambda: head(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect")), SHAPE, "padding of a mode"),
+    "layer norm": (lambda: norm(nn.LayerNorm(8)), SHAPE, "quotient by a root|^$"),
+    "batch norm without affine": (lambda: norm(nn.BatchNorm1d(8, affine=False)), SHAPE, ""),
+    "group norm": (lambda: head(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4)), SHAPE, "GroupNorm: take BatchNorm2d"),
+    "instance norm": (lambda: head(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4)), SHAPE, "take BatchNorm2d"),
+    "dropout": (lambda: norm(nn.Dropout()), SHAPE, "nn.Identity in its place"),
+    "gelu": (lambda: norm(nn.GELU()), SHAPE, "GELU: take ReLU"),
+    "data parallel": (lambda: nn.DataParallel(small_net("plain")), SHAPE, ""),
+    "data parallel twice": (lambda: nn.DataParallel(nn.DataParallel(small_net("plain"))), SHAPE, ""),
+    "compiled": (lambda: torch.compile(small_net("plain")), SHAPE, ""),  # type: ignore[return-value]
+    "compiled, parallel": (lambda: torch.compile(nn.DataParallel(small_net("plain"))), SHAPE, ""),  # type: ignore
+    "training mode": (lambda: small_net("batch-norm").train(), SHAPE, ""),
+    "one class": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), SHAPE, "has 1 classes"),
+    "a function": (lambda: torch.relu, SHAPE, "net must be a torch.nn.Module"),  # type: ignore[return-value]
+    "another shape": (lambda: small_net("linear"), (1, 9, 9), r"input_shape \(1, 9, 9\)"),
+}
+
+OTHERS: dict[str, tuple[Callable[[], object], str]] = {
+    "no set": (lambda: CERTIFIER.decide(X, Y, "linf=0.1"), "perturbation must be a cure_plugin set"),  # type: ignore
+    "a set's spec": (lambda: CERTIFIER.proves(X, Y, set_spec("l2=1"), "CROWN"), "must be a cure_plugin set"),  # type: ignore
+    "patch on features": (lambda: PerturbationPatch(2, 2).box(torch.rand(2, 9)), ""),
+    "natural loss": (lambda: natural_loss(NET)(X, torch.tensor([0, 3])), "labels lie in 0 .. 3"),
+    "natural loss, int32": (lambda: natural_loss(NET)(X, Y.int()), "torch.long"),
+    "natural loss, a list": (lambda: natural_loss(NET)(X, Y.tolist()), "torch.long"),  # type: ignore[arg-type]
+    "margins": (lambda: margin_matrix(torch.tensor([0, -1]), 3), "labels lie in -1 .. 0"),
+    "pgd": (lambda: pgd(NET, X, torch.tensor([0, 7]), BALL), "labels lie in 0 .. 7"),
+    "search": (lambda: find_counterexample(NET, X, torch.tensor([0, 7]), BALL, 2, 1), "labels lie in 0 .. 7"),
+    "objective": (
+        lambda: CureObjective([TrainingSet(BALL)])(bounded_module(NET, SHAPE), NET, X, torch.tensor([3, 0])),
+        "labels lie in 0 .. 3",
+    ),
+}
+
+
+def outcome(call: Callable[[], object], message: str) -> object:
+    """What ``call`` gives, or None where it is refused in one line that says ``message`` (``^$``: or works)."""
+    if not message:
+        return call()
+    try:
+        result = call()
+    except CureError as error:
+        said = str(error)
+    else:
+        assert "^$" in message
+        return result
+    assert re.search(message, said) and "\n" not in said, said
+    return None
+
+
+ENTRIES: dict[str, Callable[[Any, Any], object]] = {
+    "decide": lambda x, y: CERTIFIER.decide(x, y, BALL),
+    "proved": lambda x, y: CERTIFIER.proved(x, y, BALL),
+    "lower_bound": lambda x, y: CERTIFIER.lower_bound(x, y, BALL, "CROWN"),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images(name: str) -> None:
+    x, message = IMAGES[name]
+    for entry, call in ENTRIES.items():
+        found = outcome(lambda call=call: call(x, Y), message)  # type: ignore[misc]
+        if entry == "lower_bound" and found is not None:
+            assert isinstance(found, Tensor) and torch.allclose(found, USUAL, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels(name: str) -> None:
+    y, message = LABELS[name]
+    for entry, call in ENTRIES.items():
+        found = outcome(lambda call=call: call(X, y), message)  # type: ignore[misc]
+        if entry == "lower_bound" and found is not None:
+            assert isinstance(found, Tensor) and torch.allclose(found, USUAL, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_nets(name: str) -> None:
+    """Accepted ones have bounds that sampled points keep to, by every method, and keep their parameters."""
+    make, shape, message = NETS[name]
+    net = make()
+    x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(1))
+    state = [*net.parameters()] if isinstance(net, nn.Module) else []
+
+    def call() -> object:
+        certifier = Certifier(net, shape, **OPTIONS)
+        plain = plain_net(net)
+        assert [*map(id, plain.parameters())] == [*map(id, state)] and "forward" not in vars(plain)
+        with torch.no_grad():
+            y = plain(x).argmax(1)
+            points = torch.cat([BALL.sample(x, torch.Generator().manual_seed(seed)) for seed in range(30)])
+            lowest = -_worst(plain(points), y.repeat(30)).view(30, 2).amax(0)
+        for method in ("IBP", "CROWN", "alpha-CROWN"):
+            assert bool((certifier.lower_bound(x, y, BALL, method) <= lowest + 1e-5).all())
+        return certifier.decide(x, y, BALL)
+
+    outcome(call, message)
+
+
+def _worst(logits: Tensor, y: Tensor) -> Tensor:
+    others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    return others - logits.gather(1, y[:, None]).squeeze(1)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_others(name: str) -> None:
+    call, message = OTHERS[name]
+    if message:
+        outcome(call, message)
+    else:
+        with pytest.raises(CureError) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "perturbation",
+    [PerturbationPatch(2, 2), PerturbationGeometric.parse("R(5)"), PerturbationUnion([BALL, PerturbationPatch(1, 1)])],
+)
+def test_pixels_of_0_to_255_are_refused_by_every_set(perturbation: Any) -> None:
+    """Also where the net errs on such an image, and nothing would have to be bounded."""
+    for y in (Y, (Y + 1) % 3):
+        with pytest.raises(CureError, match="outside domain"):
+            CERTIFIER.decide(X * 255, y, perturbation)
+
+
+def test_there_are_eighty() -> None:
+    assert len(IMAGES) + len(LABELS) + len(NETS) + len(OTHERS) >= 80
