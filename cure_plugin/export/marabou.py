@@ -19,7 +19,8 @@ from torch import nn
 
 from cure_plugin.errors import DataError, MissingDependencyError
 from cure_plugin.export.command import run_command
-from cure_plugin.export.onnx_net import export_onnx, read_onnx_net
+from cure_plugin.export.onnx_net import export_onnx, fold_batch_norm
+from cure_plugin.export.onnx_reader import read_onnx_net
 from cure_plugin.vnncomp.query import Case, Linear, Query
 from cure_plugin.vnncomp.replay import Answer, Network, fault_of
 

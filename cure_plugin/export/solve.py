@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cure_plugin.certification import Certifier, Verdict
 from cure_plugin.errors import DataError
 from cure_plugin.export.command import run_command
-from cure_plugin.export.onnx_net import read_onnx_net
+from cure_plugin.export.onnx_reader import read_onnx_net
 from cure_plugin.sets import PerturbationLpBall
 from cure_plugin.vnncomp.query import Case, Query
 
