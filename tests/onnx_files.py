@@ -1,4 +1,4 @@
-"""Small ONNX files as people have them, one per construct: name -> (model, what it is to be refused for, or nothing)."""
+"""Small ONNX files as people have them, one per construct."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class Maker:
 
     def linear(self, x: str, features: int, classes: int = 3) -> str:
         """A Gemm of ``features`` inputs."""
-        return str(self("Gemm", x, self.stored(self.random(classes, features)), self.stored(self.random(classes)), transB=1))
+        weights = self.stored(self.random(classes, features)), self.stored(self.random(classes))
+        return str(self("Gemm", x, *weights, transB=1))
 
     def conv(self, x: str, into: int, out: int, side: int = 3, pad: int = 1) -> str:
         weights = self.stored(self.random(out, into, side, side)), self.stored(self.random(out))
@@ -213,10 +214,8 @@ def clip(m: Maker) -> onnx.ModelProto:
 
 def pad(m: Maker) -> onnx.ModelProto:
     amounts = [0, 0, 1, 0, 0, 0, 0, 2]
-    if m.opset >= 11:
-        wide = m("Pad", "x", m.ints(*amounts), m.stored(0.5))
-    else:
-        wide = m("Pad", "x", pads=amounts, value=0.5)
+    given = (m.ints(*amounts), m.stored(0.5)) if m.opset >= 11 else ()
+    wide = m("Pad", "x", *given, **({} if given else {"pads": amounts, "value": 0.5}))
     return m.model(_head(m, m.conv(wide, 2, 3, pad=0), 3 * 5 * 6))
 
 
@@ -295,7 +294,11 @@ def unused_weights(m: Maker) -> onnx.ModelProto:
 
 
 def slices(m: Maker) -> onnx.ModelProto:
-    left = m("Slice", "x", m.ints(0), m.ints(1), m.ints(1)) if m.opset >= 10 else m("Slice", "x", starts=[0], ends=[1], axes=[1])
+    left = (
+        m("Slice", "x", m.ints(0), m.ints(1), m.ints(1))
+        if m.opset >= 10
+        else m("Slice", "x", starts=[0], ends=[1], axes=[1])
+    )
     right = m("Gather", "x", m.ints(1), axis=1)
     return m.model(_head(m, m("Sub", left, right), 36))
 
@@ -317,7 +320,7 @@ def double(m: Maker) -> onnx.ModelProto:
 
 def odd_names(m: Maker) -> onnx.ModelProto:
     model = m.model(_head(m, "x", 72))
-    names = {n: f"a.b/{n}:0 \"{n}\"" for node in model.graph.node for n in (*node.input, *node.output)}
+    names = {n: f'a.b/{n}:0 "{n}"' for node in model.graph.node for n in (*node.input, *node.output)}
     for node in model.graph.node:
         node.name = f"{node.name}.x y/"
         node.input[:] = [names[n] for n in node.input]

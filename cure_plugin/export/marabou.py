@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from cure_plugin.errors import DataError, MissingDependencyError
+from cure_plugin.errors import CheckpointError, DataError, MissingDependencyError
 from cure_plugin.export.command import run_command
-from cure_plugin.export.onnx_net import export_onnx, fold_batch_norm
+from cure_plugin.export.onnx_net import export_onnx
 from cure_plugin.export.onnx_reader import read_onnx_net
 from cure_plugin.vnncomp.query import Case, Linear, Query
 from cure_plugin.vnncomp.replay import Answer, Network, fault_of
@@ -121,6 +121,8 @@ def _import_marabou() -> Any:
 def _network(marabou: Any, onnx_path: str | Path, query: Query, case: Case) -> Any:
     """Marabou's network with the case's input box and nothing asked of the outputs."""
     net, shape = read_onnx_net(onnx_path)
+    if not isinstance(net, nn.Sequential):
+        raise CheckpointError(f"{onnx_path} is no chain of layers; Marabou is given chains")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scaled.onnx"
         export_onnx(_scaled(net), shape, path)

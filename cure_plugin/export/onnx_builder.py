@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnx import helper
 from torch import Tensor, nn
 
 from cure_plugin.export.onnx_layers import Affine, Permute
@@ -110,12 +111,25 @@ class Node:
         """The constant input ``index`` as float64.
 
         Raises:
-            Refused: it is left out, of integers, or not finite.
+            Refused: it is left out, or see :meth:`numbers`.
         """
         value = self.constant(index)
         if value is None:
             raise Refused(f"lacks its input {index}")
-        return as_weight(value)
+        return self.numbers(value)
+
+    def numbers(self, value: np.ndarray) -> Tensor:
+        """A constant as float64.
+
+        Raises:
+            Refused: its numbers are of another type than the net's input, or not finite.
+        """
+        own = helper.tensor_dtype_to_np_dtype(self.dtype)
+        if value.dtype != own:
+            raise Refused(f"has weights of {value.dtype}, not {own} as the net's input; export the net in one type")
+        if not np.isfinite(value).all():
+            raise Refused("has weights that are not finite")
+        return torch.from_numpy(value.astype(np.float64))
 
     def integers(self, name: str, index: int) -> list[int] | None:
         """Numbers that are an attribute in old opsets and an input in new ones; None where they are left out."""
@@ -185,7 +199,7 @@ class Node:
             order = [axis - 1 for axis in order if axis > 0]
         if list(order) == sorted(order):
             return self.reshaped(value, shape)
-        return self.record(Permute(order), value, shape=shape)
+        return self.record(Permute(order, value.sample), value, shape=shape)
 
     def affine(self, value: Value, scale: Tensor, shift: Tensor) -> Value:
         """``value * scale + shift`` as the file broadcasts them."""
@@ -226,22 +240,10 @@ def _broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
     try:
         return np.broadcast_shapes(*(tuple(shape) for shape in shapes))
     except ValueError:
-        raise Refused(f"has inputs of shapes {' and '.join(str(tuple(shape)) for shape in shapes)}") from None
+        given = " and ".join(str(tuple(shape)) for shape in shapes)
+        raise Refused(f"has unusable weights or inputs, of shapes {given}") from None
 
 
 def broadcast_values(*values: Value) -> tuple[int, ...]:
     """The file's shape of an entry-by-entry result of ``values``."""
     return _broadcast(*(value.shape for value in values))
-
-
-def as_weight(value: np.ndarray) -> Tensor:
-    """A stored tensor as float64.
-
-    Raises:
-        Refused: it holds integers, a format that numpy lacks, or numbers that are not finite.
-    """
-    if value.dtype not in (np.float16, np.float32, np.float64):
-        raise Refused(f"has weights of {value.dtype}; export the net in float32")
-    if not np.isfinite(value).all():
-        raise Refused("has weights that are not finite")
-    return torch.from_numpy(value.astype(np.float64))

@@ -27,7 +27,7 @@ def folded(steps: list[Step], shape: tuple[int, ...], output: int) -> tuple[Step
     Args:
         shape: of the input, without the batch axis.
     """
-    net = _Net({number: step for number, step in enumerate(steps, 1)}, shape, output)
+    net = _Net(dict(enumerate(steps, 1)), shape, output)
     net.drop_unused()
     while any([net.join_reshapes(), net.raise_affines(), net.into_linear()]):
         net.drop_unused()
@@ -135,9 +135,9 @@ class _Net:
     def finish(self) -> None:
         """What is left of factors and summands: gone where it changes nothing, a convolution where it is of channels.
 
-        Entries that are not in their order in memory are flattened by a layer that can.
+        Entries that do not lie in memory in their order are flattened by a layer that can.
         """
-        unordered = any(isinstance(step.layer, Permute | Narrow) for step in self.steps.values())
+        unordered = any(isinstance(step.layer, Narrow) for step in self.steps.values())
         for number, step in list(self.steps.items()):
             if unordered and isinstance(step.layer, nn.Flatten):
                 self.steps[number] = replace(step, layer=Reshape(step.sample))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -43,14 +44,24 @@ class Affine(nn.Module):
 
 
 class Permute(nn.Module):
-    """Axes of each sample in another order; ``order`` counts from the first axis after the batch's."""
+    """Axes of each sample in another order, by an index: auto_LiRPA takes views of what it gets, and those need entries
+    that lie in memory in their order.
 
-    def __init__(self, order: Sequence[int]) -> None:
+    Args:
+        order: of the axes of ``shape``, the sample's.
+    """
+
+    index: Tensor
+
+    def __init__(self, order: Sequence[int], shape: Sequence[int]) -> None:
         super().__init__()
         self.order = tuple(order)
+        places = torch.arange(math.prod(shape)).view(*shape).permute(*order)
+        self.shape = tuple(places.shape)
+        self.register_buffer("index", places.flatten())
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.permute(0, *(axis + 1 for axis in self.order))
+        return torch.index_select(x.flatten(1), 1, self.index).reshape(x.shape[0], *self.shape)
 
 
 class Take(nn.Module):

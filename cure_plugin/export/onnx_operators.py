@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cure_plugin.export.onnx_builder import Node, Refused, Value, as_weight, broadcast_values
+from cure_plugin.export.onnx_builder import Node, Refused, Value, broadcast_values
 from cure_plugin.export.onnx_layers import Difference, Join, Narrow, Product, Reduce, Sum, Take
 from cure_plugin.export.onnx_windows import CONVERTERS as WINDOWS
 
@@ -57,7 +57,7 @@ def _with_constant(node: Node) -> tuple[Value, Tensor, bool] | None:
     for first in (0, 1):
         value, other = node.given(first), node.given(1 - first)
         if isinstance(value, Value) and other is not None and not isinstance(other, Value):
-            return value, as_weight(other), first == 0
+            return value, node.numbers(other), first == 0
     return None
 
 
@@ -110,7 +110,7 @@ def _clip(node: Node) -> Value:
         if name in node.attributes:
             ends.append(torch.tensor(node.attributes[name], dtype=torch.float64))
         else:
-            ends.append(None if constant is None else as_weight(constant).reshape(()))
+            ends.append(None if constant is None else node.numbers(constant).reshape(()))
     low, high = (None if end is None or abs(end) >= _NO_LIMIT else end for end in ends)
     if low is not None:
         value = node.affine(node.record(nn.ReLU(), node.affine(value, _ONE, -low)), _ONE, low)
@@ -155,7 +155,7 @@ def _gemm(node: Node) -> Value:
 
 def _of_shape(value: Value, shape: tuple[int, ...]) -> Value:
     if value.shape != shape:
-        raise Refused(f"has a bias that makes shape {value.shape} of {shape}")
+        raise Refused(f"has unusable weights: a bias that makes shape {value.shape} of {shape}")
     return value
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cure_plugin.export.onnx_builder import Node, Refused, Value, as_weight
+from cure_plugin.export.onnx_builder import Node, Refused, Value
 from cure_plugin.export.onnx_layers import Reduce, Take
 
 
@@ -42,9 +42,7 @@ def _window(node: Node, value: Value, kernel: tuple[int, ...]) -> _Window:
     axes, sizes = len(kernel), value.shape[2:]
     if axes != len(sizes) or axes not in _CONVOLUTIONS:
         raise Refused(f"has a window {kernel} for an input of shape {value.shape}")
-    strides, dilations = (
-        tuple(map(int, node.attributes.get(name, [1] * axes))) for name in ("strides", "dilations")
-    )
+    strides, dilations = (tuple(map(int, node.attributes.get(name, [1] * axes))) for name in ("strides", "dilations"))
     pads = tuple(map(int, node.attributes.get("pads", [0] * 2 * axes)))
     if (len(strides), len(dilations), len(pads)) != (axes, axes, 2 * axes) or min(*strides, *dilations, *kernel) < 1:
         raise Refused(f"has strides {strides}, dilations {dilations} and pads {pads} for a window {kernel}")
@@ -146,7 +144,7 @@ def _max_pool(node: Node) -> Value:
     ceil, begin = bool(node.attributes.get("ceil_mode", 0)), window.begin
     if not window.even:
         if ceil or max(window.dilations) > 1 or any(map(operator.ge, map(max, begin, window.end), window.kernel)):
-            raise Refused("has pads that differ between sides together with dilations, ceil_mode or pads beyond a window")
+            raise Refused("has pads that differ between sides, with dilations, ceil_mode or pads beyond a window")
         # entries at the edge once more are in every window that reaches past it: they change no maximum
         for axis, (size, before, after) in enumerate(zip(value.shape[2:], begin, window.end, strict=True), 2):
             value = node.record(Take(axis, torch.arange(-before, size + after).clamp(0, size - 1)), value)
@@ -191,7 +189,7 @@ def _pad(node: Node) -> Value:
     if mode != "constant" or len(amounts) != 2 * len(axes):
         raise Refused(f"pads by {amounts} in mode {mode}; only constants are read")
     constant = node.constant(2)
-    fill = float(node.attributes.get("value", 0.0) if constant is None else as_weight(constant).reshape(()))
+    fill = float(node.attributes.get("value", 0.0) if constant is None else node.numbers(constant).reshape(()))
     ends = {axis: (amounts[place], amounts[place + len(axes)]) for place, axis in enumerate(axes)}
     padded = [axis for axis in axes if any(ends[axis])]
     if not padded:
