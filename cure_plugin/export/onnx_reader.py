@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from cure_plugin.errors import CheckpointError
+from cure_plugin.errors import CheckpointError, DataError
 from cure_plugin.export.onnx_builder import Given, Node, Refused, Step, Value
 from cure_plugin.export.onnx_folding import folded
 from cure_plugin.export.onnx_layers import Graph
@@ -24,6 +24,7 @@ from cure_plugin.export.onnx_operators import CONVERTERS
 from cure_plugin.nets import Reshape
 from cure_plugin.vnncomp.model_file import load_network
 from cure_plugin.vnncomp.property import Box
+from cure_plugin.vnncomp.query import Linear, Query
 from cure_plugin.vnncomp.replay import Network
 
 _TYPES = {TensorProto.FLOAT: torch.float32, TensorProto.DOUBLE: torch.float64}
@@ -127,6 +128,39 @@ def read_network(path: str | Path, box: Box | None = None) -> OnnxNet:
         raise CheckpointError(f"{path} holds no weights: there is nothing to certify")
     _compare(path, net, sample, steps[tail - 1].layer if tail else nn.Identity(), _TYPES[dtype], box)
     return OnnxNet(net.to(_TYPES[dtype]).eval(), sample, bool(tail))
+
+
+def read_asked(path: str | Path, query: Query) -> OnnxNet:
+    """The net of a file that ``query`` asks about, compared with onnxruntime between the ends of the query's boxes.
+
+    Raises:
+        CheckpointError: see :func:`read_network`.
+        DataError: sizes that do not fit each other, inputs that are bound in another way than by boxes, or outputs that
+            are bound by numbers where the net ends in Softmax.
+    """
+    cases = query.cases()
+    hull = (np.min([c.lower for c in cases], 0), np.max([c.upper for c in cases], 0)) if cases else None
+    found = read_network(path, hull)
+    with torch.no_grad():
+        outputs = found.net(torch.zeros(1, *found.shape, dtype=next(found.net.parameters()).dtype)).shape[1]
+    if (math.prod(found.shape), outputs) != (query.inputs, query.outputs):
+        raise DataError(
+            f"{path} maps {math.prod(found.shape)} inputs to {outputs} outputs, {query.source} has {query.inputs} and "
+            f"{query.outputs}"
+        )
+    asked = [linear for case in cases for alternative in case.alternatives for linear in alternative]
+    if found.normalised and not all(map(_compares_two, asked)):
+        raise DataError(
+            f"{path} ends in Softmax, which is left out, and {query.source} asks more than which of two outputs is "
+            "larger; export the net without it, or ask about what it puts out before"
+        )
+    return found
+
+
+def _compares_two(linear: Linear) -> bool:
+    """Whether a constraint says that one output is at most another."""
+    factors = sorted(linear.coefficients.values())
+    return linear.bound == 0 and len(factors) == 2 and factors[0] == -factors[1]
 
 
 def _input(path: str | Path, model: onnx.ModelProto) -> tuple[tuple[int, ...], int]:
@@ -267,7 +301,7 @@ def _compare(
     """Refuse a net (in float64) that computes something else than onnxruntime does."""
     runtime = Network(path)
     random = np.random.default_rng(0)
-    if box is None:
+    if box is None or len(box[0]) != math.prod(shape):
         points = random.random((_POINTS, math.prod(shape)))
         points[1::2] = random.standard_normal(points[1::2].shape)
     else:
