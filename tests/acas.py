@@ -54,7 +54,8 @@ def inputs_text(boxes: Sequence[Box]) -> str:
             lines += [f"(assert (>= X_{i} {low:.9f}))", f"(assert (<= X_{i} {high:.9f}))"]
     else:
         parts = [
-            " ".join(f"(>= X_{i} {low:.9f}) (<= X_{i} {high:.9f})" for i, (low, high) in enumerate(box)) for box in boxes
+            " ".join(f"(>= X_{i} {low:.9f}) (<= X_{i} {high:.9f})" for i, (low, high) in enumerate(box))
+            for box in boxes
         ]
         lines.append("(assert (or " + " ".join(f"(and {part})" for part in parts) + "))")
     return "\n".join(lines) + "\n"
