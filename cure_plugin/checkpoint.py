@@ -57,8 +57,19 @@ def _load(path: str | Path) -> Any:
         raise CheckpointError(f"cannot read checkpoint {path}: {reason}; train again or fetch it anew") from error
 
 
+_NESTS = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
+"""Where files keep the ``state_dict`` beside accuracy, epoch and optimiser."""
+
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
+"""What DataParallel, ``torch.compile`` and modules that hold the net put in front of its names."""
+
+
 def load_state_dict(path: str | Path, spec: NetSpec) -> nn.Sequential:
-    """The net that ``spec`` names with the weights of a plain ``state_dict`` file, in eval mode.
+    """The net that ``spec`` names with the weights of a ``state_dict`` file, in eval mode.
+
+    The file may keep the ``state_dict`` under a name (:data:`_NESTS`), and its names may be those of a wrapped net
+    (:data:`_WRAPPERS`). Weights in half precision become float32, which holds the same numbers; where one is float64,
+    all become float64.
 
     Raises:
         CheckpointError: unreadable, no state_dict, or weights that do not fit the net.
@@ -66,9 +77,26 @@ def load_state_dict(path: str | Path, spec: NetSpec) -> nn.Sequential:
     return _fitted(_load(path), spec, path).eval()
 
 
-def _fitted(weights: Any, spec: NetSpec, path: str | Path) -> nn.Sequential:
-    net = build_net(spec)
+def _state_dict(payload: Any) -> Any:
+    """The innermost dictionary of tensors, its names as the bare net has them."""
+    while isinstance(payload, dict):
+        inner = next((payload[name] for name in _NESTS if isinstance(payload.get(name), dict) and payload[name]), None)
+        if inner is None:
+            break
+        payload = inner
+    if not isinstance(payload, dict) or not all(isinstance(name, str) for name in payload):
+        return payload
+    names = {name: name.replace("_orig_mod.", "") for name in payload}
+    while names and (front := next((w for w in _WRAPPERS if all(n.startswith(w) for n in names.values())), None)):
+        names = {name: bare.removeprefix(front) for name, bare in names.items()}
+    return {bare: payload[name] for name, bare in names.items()}
+
+
+def _fitted(payload: Any, spec: NetSpec, path: str | Path) -> nn.Sequential:
+    net, weights = build_net(spec), _state_dict(payload)
     try:
+        if any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in weights.values()):
+            net = net.double()
         net.load_state_dict(weights)
     except (TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -77,14 +105,13 @@ def _fitted(weights: Any, spec: NetSpec, path: str | Path) -> nn.Sequential:
 
 
 def load_start(path: str | Path, spec: NetSpec) -> dict[str, Tensor]:
-    """Weights to go on training from, of the net ``spec`` describes: a checkpoint of ours or a plain ``state_dict``.
+    """Float32 weights to go on training from, of the net ``spec`` describes: of a checkpoint of ours, or of a file as
+    :func:`load_state_dict` reads it.
 
     Raises:
         CheckpointError: unreadable, or weights that do not fit the net.
     """
-    payload = _load(path)
-    weights = payload.get("model") if isinstance(payload, dict) and payload.get("format") == _FORMAT else payload
-    return _fitted(weights, spec, path).state_dict()
+    return _fitted(_load(path), spec, path).float().state_dict()
 
 
 def load_net(path: str | Path) -> tuple[NetSpec, nn.Sequential]:

@@ -14,14 +14,14 @@ from cure_plugin.errors import SpecError
 
 
 class Reshape(nn.Module):
-    """Inputs (B, d) as tensors (B, *shape)."""
+    """Inputs (B, ...) as tensors (B, *shape), entries in their order."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.shape = tuple(shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.view(x.shape[0], *self.shape)
+        return x.reshape(x.shape[0], *self.shape)
 
     def extra_repr(self) -> str:
         return str(self.shape)

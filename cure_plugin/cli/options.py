@@ -45,7 +45,7 @@ def load_model(path: Path, named: NetSpec | None = None) -> tuple[nn.Module, tup
     """(net, its input shape) from a checkpoint, an ONNX file, or a state_dict of the ``named`` net."""
     if named is not None:
         return load_state_dict(path, named), named.input_shape
-    if path.suffix == ".onnx":
+    if path.name.endswith((".onnx", ".onnx.gz")):
         return read_onnx_net(path)
     spec, net = load_net(path)
     return net, spec.input_shape

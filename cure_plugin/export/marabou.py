@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from cure_plugin.errors import DataError, MissingDependencyError
+from cure_plugin.errors import CheckpointError, MissingDependencyError
 from cure_plugin.export.command import run_command
-from cure_plugin.export.onnx_net import export_onnx, read_onnx_net
+from cure_plugin.export.onnx_net import export_onnx
+from cure_plugin.export.onnx_reader import read_asked
 from cure_plugin.vnncomp.query import Case, Linear, Query
 from cure_plugin.vnncomp.replay import Answer, Network, fault_of
 
@@ -119,17 +120,14 @@ def _import_marabou() -> Any:
 
 def _network(marabou: Any, onnx_path: str | Path, query: Query, case: Case) -> Any:
     """Marabou's network with the case's input box and nothing asked of the outputs."""
-    net, shape = read_onnx_net(onnx_path)
+    found = read_asked(onnx_path, query)
+    if not isinstance(found.net, nn.Sequential):
+        raise CheckpointError(f"{onnx_path} is no chain of layers; Marabou is given chains")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scaled.onnx"
-        export_onnx(_scaled(net), shape, path)
+        export_onnx(_scaled(found.net), found.shape, path)
         network = marabou.Marabou.read_onnx(str(path))
-    inputs, outputs = network.inputVars[0].flatten(), network.outputVars[0].flatten()
-    if len(inputs) != query.inputs or len(outputs) != query.outputs:
-        raise DataError(
-            f"{onnx_path} maps {len(inputs)} inputs to {len(outputs)} outputs, "
-            f"{query.source} has {query.inputs} and {query.outputs}"
-        )
+    inputs = network.inputVars[0].flatten()
     for variable, low, high in zip(inputs, case.lower, case.upper, strict=True):
         network.setLowerBound(int(variable), float(low))
         network.setUpperBound(int(variable), float(high))

@@ -1,8 +1,7 @@
-"""One self-contained ONNX file per net, from {Conv, Relu, Flatten, Reshape, Gemm} only, and the way back."""
+"""One self-contained ONNX file per net, from {Conv, Relu, Flatten, Reshape, Gemm} only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from cure_plugin.errors import CheckpointError, SpecError
+from cure_plugin.errors import SpecError
 from cure_plugin.modes import evaluation_mode
 from cure_plugin.nets import Normalize, Reshape
-from cure_plugin.vnncomp.graphs import input_shape as shape_of_input
-from cure_plugin.vnncomp.graphs import make_model, read_model, write_model
+from cure_plugin.vnncomp.graphs import make_model, write_model
 
 _PARITY = 1e-4
 """By how much outputs may differ from PyTorch's, relative to the largest where that is above 1."""
@@ -195,95 +193,3 @@ def _stored(value: Tensor, layer: nn.Module) -> np.ndarray:
 
 def _parameters(layer: nn.Conv2d | nn.Linear) -> dict[str, Tensor]:
     return {"W": layer.weight} if layer.bias is None else {"W": layer.weight, "B": layer.bias}
-
-
-def read_onnx_net(path: str | Path) -> tuple[nn.Sequential, tuple[int, ...]]:
-    """(net in eval mode, input shape without batch) of a sequential ONNX file as :func:`export_onnx` writes it.
-
-    Raises:
-        CheckpointError: missing, corrupt, or a graph that is no chain of Conv, Relu, Flatten, Reshape and Gemm.
-    """
-    model = read_model(path)
-    for tensor in model.graph.initializer:
-        if tensor.data_type not in (TensorProto.FLOAT, TensorProto.INT64):  # integers: the shape of a Reshape
-            raise CheckpointError(f"{path}: weight {tensor.name} is not float32; export the net in float32")
-    weights = {t.name: torch.from_numpy(np.array(numpy_helper.to_array(t))) for t in model.graph.initializer}
-    shape = shape_of_input(model)
-    layers: list[nn.Module] = []
-    current = next(value.name for value in model.graph.input if value.name not in weights)
-    for node in model.graph.node:
-        if node.op_type not in _READERS or node.input[0] != current or any(n not in weights for n in node.input[1:]):
-            raise CheckpointError(
-                f"{path}: node {node.name or node.op_type} is not supported; the graph must be a chain of "
-                f"{', '.join(_READERS)} with stored weights"
-            )
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        try:
-            layers.append(_READERS[node.op_type](attributes, [weights[name] for name in node.input[1:]]))
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise CheckpointError(f"{path}: node {node.name or node.op_type} has unusable weights: {error}") from error
-        current = node.output[0]
-    if [value.name for value in model.graph.output] != [current]:
-        raise CheckpointError(f"{path}: the last node must be the only output")
-    net = nn.Sequential(*layers).eval()
-    try:
-        next(net.parameters())
-        with torch.no_grad():
-            net(torch.zeros(1, *shape[1:]))
-    except (RuntimeError, StopIteration, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "no weights"
-        raise CheckpointError(f"{path}: its layers do not fit inputs of shape {shape}: {reason}") from error
-    return net, shape[1:]
-
-
-def _read_conv(attributes: dict[str, Any], weights: list[Tensor]) -> nn.Module:
-    pads = attributes.get("pads", [0, 0, 0, 0])
-    if pads[:2] != pads[2:] or attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
-        raise CheckpointError(f"Conv with pads {pads} is not supported; they must be symmetric")
-    weight = weights[0]
-    groups = attributes.get("group", 1)
-    layer = nn.Conv2d(
-        weight.shape[1] * groups,
-        weight.shape[0],
-        tuple(weight.shape[2:]),  # type: ignore[arg-type]
-        tuple(attributes.get("strides", (1, 1))),
-        tuple(pads[:2]),
-        tuple(attributes.get("dilations", (1, 1))),
-        groups,
-        bias=len(weights) > 1,
-    )
-    return _filled(layer, weights)
-
-
-def _read_gemm(attributes: dict[str, Any], weights: list[Tensor]) -> nn.Module:
-    if attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
-        raise CheckpointError(f"Gemm with attributes {attributes} is not supported; only transB may be set")
-    weight = weights[0] if attributes.get("transB", 0) else weights[0].t()
-    return _filled(nn.Linear(weight.shape[1], weight.shape[0], bias=len(weights) > 1), [weight, *weights[1:]])
-
-
-def _read_reshape(_: dict[str, Any], weights: list[Tensor]) -> nn.Module:
-    return Reshape(tuple(weights[0].tolist()[1:]))
-
-
-def _filled(layer: nn.Conv2d | nn.Linear, weights: list[Tensor]) -> nn.Module:
-    with torch.no_grad():
-        layer.weight.copy_(weights[0])
-        if layer.bias is not None:
-            layer.bias.copy_(weights[1])
-    return layer
-
-
-def _read_flatten(attributes: dict[str, Any], _: list[Tensor]) -> nn.Module:
-    if attributes.get("axis", 1) != 1:
-        raise CheckpointError(f"Flatten with axis {attributes['axis']} is not supported; only 1 is")
-    return nn.Flatten()
-
-
-_READERS: dict[str, Callable[[dict[str, Any], list[Tensor]], nn.Module]] = {
-    "Conv": _read_conv,
-    "Gemm": _read_gemm,
-    "Relu": lambda _, __: nn.ReLU(),
-    "Reshape": _read_reshape,
-    "Flatten": _read_flatten,
-}

@@ -1,4 +1,6 @@
-"""Our certifier on files: a box-input property of a sequential ONNX net.
+"""Our certifier on files: a property of an ONNX net with boxes of inputs.
+
+Whether one class wins is asked of the certifier; what else there is, of :mod:`cure_plugin.export.search`.
 
 Also a command, see :mod:`cure_plugin.export.command`.
 """
@@ -8,6 +10,8 @@ from __future__ import annotations
 import copy
 import math
 import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,20 +22,20 @@ from torch import Tensor, nn
 from cure_plugin.certification import Certifier, Verdict
 from cure_plugin.errors import DataError
 from cure_plugin.export.command import run_command
-from cure_plugin.export.onnx_net import read_onnx_net
+from cure_plugin.export.onnx_reader import read_asked
+from cure_plugin.export.search import RUNTIME_SHARE, Search
 from cure_plugin.sets import PerturbationLpBall
 from cure_plugin.vnncomp.query import Case, Query
+from cure_plugin.vnncomp.replay import INPUT_TOLERANCE, Answer, Network, fault_of
 
 METHODS = ("IBP", "CROWN-IBP", "CROWN", "alpha-CROWN")
 """Those that take any box."""
 
+_FEW = 20
+"""Inputs, up to which boxes are split where the certifier leaves open whether a class wins."""
+
 _RESTARTS = 10
 """Of the attack: boxes of few parameters hold many local optima."""
-
-
-_RUNTIME_SHARE = 1e-5
-"""Of the largest logit (at least 1): a smaller margin is no answer, as files are judged by what a float32 runtime makes
-of them, which the real-number function of their weights does not say."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class Decision:
     """What the certifier says of a property.
 
     Attributes:
-        verdict: ``robust``, ``violated`` or ``unknown``.
-        stage: what decided; of several boxes, what the hardest one needed.
+        verdict: ``robust`` (no allowed input satisfies the query), ``violated``, ``unknown`` or ``timeout``.
+        stage: what decided; of several boxes, what the hardest one needed. ``search`` where boxes were split.
         margin: smallest lower bound of a margin over all boxes; for ``violated`` the counterexample's margin.
         counterexample: flattened input (d,) where ``violated``, in float32 numbers.
     """
@@ -51,28 +55,54 @@ class Decision:
     counterexample: np.ndarray | None = None
 
 
-def decide_query(net: nn.Module, input_shape: tuple[int, ...], query: Query) -> Decision:
+def decide_query(
+    net: nn.Module,
+    input_shape: tuple[int, ...],
+    query: Query,
+    timeout: float = 60,
+    confirm: Callable[[np.ndarray], bool] | None = None,
+) -> Decision:
     """Bound every box of ``query`` in float64, attacking it as well.
 
     Args:
-        net: classifier, (B, *input_shape) to (B, C).
+        net: (B, *input_shape) to (B, outputs).
+        timeout: seconds for the splitting of boxes; whether one class wins all over some boxes is bounded before, which
+            takes what it takes.
+        confirm: whether a flattened input (d,) is a counterexample; default: whether the net in float64 says so.
 
     Raises:
-        DataError: the query asks for something else than whether one class wins in every one of some boxes, or has
-            another number of outputs.
+        DataError: inputs that are bound by more than boxes, or another number of outputs.
+        SpecError: a net that cannot be bounded.
     """
+    started = time.monotonic()
     cases = query.cases()
-    hardest = Decision("robust", METHODS[0], math.inf)
     if not cases:
-        return hardest
+        return Decision("robust", METHODS[0], math.inf)
     net = copy.deepcopy(net).double()
     with torch.no_grad():
         outputs = net(torch.zeros(1, *input_shape, dtype=torch.float64)).numel()
     if outputs != query.outputs:
         raise DataError(f"the net has {outputs} outputs, {query.source} has {query.outputs}")
-    label = _label(query, cases[0])
-    if any(_label(query, case) != label for case in cases[1:]):
-        raise DataError(f"{query.source} asks for different classes in different boxes")
+    labels = {_label(query, case) for case in cases}
+    label = labels.pop()
+    if label is not None and not labels:
+        decided = _decide_class(net, input_shape, cases, label)
+        if decided.verdict != "unknown" or query.inputs > _FEW:
+            return decided
+
+    def satisfies(point: np.ndarray) -> bool:
+        with torch.no_grad():
+            found = net(torch.from_numpy(point).view(1, *input_shape)).numpy().ravel()
+        return query.satisfied(point, found, INPUT_TOLERANCE)
+
+    search = Search(net, input_shape, outputs, cases, confirm or satisfies)
+    found = search.decide(started + timeout)
+    return Decision(found.verdict, "search", found.margin, found.point)
+
+
+def _decide_class(net: nn.Module, input_shape: tuple[int, ...], cases: Sequence[Case], label: int) -> Decision:
+    """Whether class ``label`` wins all over the boxes, by the certifier."""
+    hardest = Decision("robust", METHODS[0], math.inf)
     certifier = Certifier(net, input_shape, METHODS, restarts=_RESTARTS)
     for start in range(0, len(cases), certifier.batch_size):
         some = cases[start : start + certifier.batch_size]
@@ -86,7 +116,7 @@ def decide_query(net: nn.Module, input_shape: tuple[int, ...], query: Query) -> 
         labels = torch.full((len(some),), label)
         verdicts, points = certifier.decide(middle, labels, boxes, torch.Generator().manual_seed(start))
         with torch.no_grad():
-            needed = _RUNTIME_SHARE * certifier.net(middle).abs().amax(1).clamp(min=1)
+            needed = RUNTIME_SHARE * certifier.net(middle).abs().amax(1).clamp(min=1)
         for verdict, point, least in zip(verdicts, points, needed.tolist(), strict=True):
             if verdict.status == "falsified":
                 return Decision("violated", verdict.stage, verdict.margin, point.flatten().float().double().numpy())
@@ -118,37 +148,37 @@ def _harder(so_far: Decision, verdict: Verdict) -> Decision:
     return Decision("robust", stage, min(so_far.margin, verdict.margin))
 
 
-def _label(query: Query, case: Case) -> int:
-    """The class that has to beat every other."""
+def _label(query: Query, case: Case) -> int | None:
+    """The class that has to beat every other; None where something else is asked."""
     labels, rivals = set(), set()
     for alternative in case.alternatives:
         factors = [sorted(linear.coefficients.values()) for linear in alternative if linear.bound == 0]
         if len(alternative) != 1 or factors != [[-1, 1]]:
-            raise DataError(f"{query.source} is no robustness property: it asks more than whether one class wins")
+            return None
         numbers = {factor: number for number, factor in alternative[0].coefficients.items()}
         labels.add(numbers[1.0])
         rivals.add(numbers[-1.0])
-    if len(labels) != 1 or rivals != set(range(query.outputs)) - labels:
-        raise DataError(f"{query.source} is no robustness property: one class has to win against all others")
-    return labels.pop()
+    return labels.pop() if len(labels) == 1 and rivals == set(range(query.outputs)) - labels else None
 
 
-def solve(onnx_path: str | Path, query: Query) -> Decision:
-    """:func:`decide_query` for a file as :func:`export_onnx` writes it.
+def solve(onnx_path: str | Path, query: Query, timeout: float = 60) -> Decision:
+    """:func:`decide_query` for an ONNX file; counterexamples are those that onnxruntime confirms.
 
     Raises:
-        CheckpointError: it is no such file. DataError: as there, or sizes that do not fit each other.
+        CheckpointError: it cannot be read. DataError: as there, or sizes that do not fit each other.
     """
-    net, shape = read_onnx_net(onnx_path)
-    if math.prod(shape) != query.inputs:
-        raise DataError(f"{onnx_path} takes {math.prod(shape)} inputs, {query.source} has {query.inputs}")
-    return decide_query(net, shape, query)
+    found, network = read_asked(onnx_path, query), Network(onnx_path)
+
+    def confirm(point: np.ndarray) -> bool:
+        return fault_of(network, query, Answer("sat", point)) is None
+
+    return decide_query(found.net, found.shape, query, timeout, confirm)
 
 
-def _solver(onnx: str, query: Query, _: float) -> tuple[str, np.ndarray | None]:
-    """Stopped from outside when its time is up."""
-    found = solve(onnx, query)
-    return {"robust": "unsat", "violated": "sat"}.get(found.verdict, "unknown"), found.counterexample
+def _solver(onnx: str, query: Query, timeout: float) -> tuple[str, np.ndarray | None]:
+    """Of questions of classes, stopped from outside when its time is up."""
+    found = solve(onnx, query, timeout)
+    return {"robust": "unsat", "violated": "sat"}.get(found.verdict, found.verdict), found.counterexample
 
 
 if __name__ == "__main__":

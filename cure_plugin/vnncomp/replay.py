@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 
 from cure_plugin.errors import CheckpointError, DataError
+from cure_plugin.vnncomp.model_file import unpacked
 from cure_plugin.vnncomp.query import Query, read_text
 
 INPUT_TOLERANCE = 1e-4
@@ -84,7 +85,9 @@ def answer_text(answer: Answer) -> str:
 
 
 class Network:
-    """An ONNX file on onnxruntime's CPU provider: flattened input to flattened output, float32.
+    """An ONNX file, plain or ``.gz``, on onnxruntime's CPU provider: flattened input to flattened output.
+
+    Numbers are of the type that the file takes, float32 or float64.
 
     Raises:
         CheckpointError: the file cannot be loaded, has several inputs or sizes left open (but the batch's).
@@ -94,12 +97,14 @@ class Network:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            model = unpacked(path) if str(path).endswith(".gz") else str(path)
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exceptions share no public base
             raise CheckpointError(f"onnxruntime cannot load {path}: {str(error).splitlines()[0]}") from error
         if len(self._session.get_inputs()) != 1:
             raise CheckpointError(f"{path} has {len(self._session.get_inputs())} inputs; one is supported")
         self._input = self._session.get_inputs()[0]
+        self._dtype = np.float64 if self._input.type == "tensor(double)" else np.float32
         sizes = self._input.shape
         if not sizes or not all(isinstance(size, int) for size in sizes[1:]):
             raise CheckpointError(f"{path} takes inputs of shape {sizes}; only the first size may be left open")
@@ -109,9 +114,9 @@ class Network:
         """Outputs, float64.
 
         Raises:
-            CheckpointError: onnxruntime cannot run the net on a float32 input of its shape.
+            CheckpointError: onnxruntime cannot run the net on such an input of its shape.
         """
-        x = point.astype(np.float32).reshape(self.shape)
+        x = point.astype(self._dtype).reshape(self.shape)
         try:
             outputs = self._session.run(None, {self._input.name: x})[0]
         except Exception as error:  # onnxruntime's own exceptions share no public base
