@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ def acas_net(seed: int, gain: float = 1.0, hidden: Sequence[int] = (50,) * 6) ->
     ]
     weights = [numpy_helper.from_array(np.zeros((1, 1, 1, 5), np.float32), "mean")]
     sizes = [5, *hidden, 5]
-    for layer, (into, out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for layer, (into, out) in enumerate(pairwise(sizes)):
         weight = random.standard_normal((into, out)) * gain * (2 / into) ** 0.5
         bias = random.standard_normal(out) * 0.1
         weights += [
