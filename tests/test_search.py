@@ -12,12 +12,13 @@ import pytest
 import torch
 from acas import acas_instance, acas_net, inputs_text, outputs_text
 from onnx_files import Maker
-from torch import nn
+from torch import Tensor, nn
 
 from cure_plugin.cli.main import main
 from cure_plugin.errors import DataError
 from cure_plugin.export import read_query
 from cure_plugin.export.command import run_command
+from cure_plugin.export.search import Search
 from cure_plugin.export.solve import _solver, decide_query, solve
 from cure_plugin.vnncomp.instances import Instance, write_instances
 from cure_plugin.vnncomp.query import Query
@@ -192,6 +193,20 @@ def test_marabou_agrees(tmp_path: Path) -> None:
         assert {ours, theirs} != {"sat", "unsat"}, number
         agreed += ours == theirs
     assert agreed >= 8
+
+
+def test_bounds_that_are_no_numbers_prove_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    network, property_ = small_acas(1, tmp_path)
+    query = read_query(property_)
+    assert solve(network, query, 20).verdict == "robust"
+    honest = Search._bound
+
+    def broken(self: Search, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        bounds, needed = honest(self, lower, upper)
+        return bounds * math.nan, needed
+
+    monkeypatch.setattr(Search, "_bound", broken)
+    assert solve(network, query, 0.5).verdict in ("timeout", "unknown")
 
 
 @pytest.mark.slow

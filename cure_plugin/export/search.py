@@ -138,7 +138,7 @@ class Search:
             bounds, needed = self._bound(lower, upper)
             failing = self._missed(bounds - needed)
             worst = failing.masked_fill(~left, math.inf).amin(1)
-            left &= failing <= 0
+            left &= ~(failing > 0)  # NaN is no proof
             with torch.no_grad():
                 almost = ((self._missed(self._margins(self._shaped(points)) - needed) <= 0) & left).any(1)
             for index in range(len(some)):
