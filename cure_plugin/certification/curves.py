@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cure_plugin.certification.certifier import Certifier
 from cure_plugin.certification.report import set_names
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import SpecError
+from cure_plugin.progress import progress_bar
 from cure_plugin.sets import SetSpec
 
 
@@ -40,7 +40,7 @@ def certified_curves(
     x = x.to(parameter.dtype)
     names = set_names(sets)
     reached: dict[str, Tensor] = {}
-    with tqdm(total=len(factors).bit_length() * len(sets), disable=not progress, unit="step", desc=label) as bar:
+    with progress_bar(len(factors).bit_length() * len(sets), "step", label, progress) as bar:
         for name, spec in zip(names, sets, strict=True):
             reached[name] = _largest(certifier, x, y, spec, factors, bar.update)
     reached["union"] = torch.stack(list(reached.values())).amin(0)

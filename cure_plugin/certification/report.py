@@ -13,7 +13,6 @@ from typing import Any
 import auto_LiRPA
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from cure_plugin.certification.certifier import Certifier
 from cure_plugin.certification.related import decide_sets
@@ -21,6 +20,7 @@ from cure_plugin.certification.verdict import Verdict
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import DataError, OutputError
 from cure_plugin.files import write_text
+from cure_plugin.progress import progress_bar
 from cure_plugin.sets import SetSpec
 from cure_plugin.sets.names import told_apart
 
@@ -44,7 +44,7 @@ def certify_dataset(
             file that an undisturbed one does. Beside it, ``<path>.settings.json`` guards against mixing runs,
             and ``<path>.seconds.jsonl`` holds the times.
         seed: of the attacks.
-        progress: show a bar on standard error.
+        progress: show a bar on standard error, or lines where that is no terminal.
 
     Returns:
         One record per image, in order: ``index``, ``label``, ``prediction``, ``sets`` (name ->
@@ -79,7 +79,7 @@ def certify_dataset(
         write_text(path, lines)
         write_text(_beside(path, "seconds.jsonl"), times)
         write_text(_beside(path, "settings.json"), json.dumps(settings, indent=1) + "\n")
-    with tqdm(total=len(data), initial=len(records), disable=not progress, unit="image", desc=label) as bar:
+    with progress_bar(len(data), "image", label, progress, len(records)) as bar:
         for start in range(len(records), len(data), certifier.batch_size):
             batch = _certify_batch(certifier, data, dict(zip(names, sets, strict=True)), start, seed)
             records += batch

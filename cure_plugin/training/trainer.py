@@ -20,6 +20,7 @@ from cure_plugin.datasets import ImageData
 from cure_plugin.errors import CheckpointError, OutputError, SpecError
 from cure_plugin.files import make_folder, write_text
 from cure_plugin.nets import NetSpec, build_net
+from cure_plugin.progress import progress_bar
 from cure_plugin.training.augment import augmented
 from cure_plugin.training.epoch import natural_loss, run_epoch
 from cure_plugin.training.evaluation import evaluate
@@ -106,7 +107,7 @@ class Trainer:
         batches = len(self._cut(torch.arange(len(self.data))))
         steps = [batches * (2 if self.recipe.projects(epoch) else 1) for epoch in range(self.recipe.epochs)]
         done = sum(steps[: self.epochs_done])
-        with tqdm(total=sum(steps), initial=done, disable=not progress, unit="batch", desc="train") as bar:
+        with progress_bar(sum(steps), "batch", "train", progress, done) as bar:
             for epoch in range(self.epochs_done, self.recipe.epochs):
                 started = time.perf_counter()
                 figures = self._epoch(epoch, bar)
@@ -118,7 +119,7 @@ class Trainer:
                     figures.update((f"test.{name}", round(share, 6)) for name, share in shares.items())
                 self.epochs_done = epoch + 1
                 self.history.append({"epoch": self.epochs_done, "seconds": round(seconds, 3), **figures})
-                bar.set_postfix(epoch=self.epochs_done, loss=f"{figures['loss']:.3f}")
+                bar.set_postfix(epoch=self.epochs_done, loss=f"{figures['loss']:.3f}", refresh=False)
                 self._save()
         return self.net.eval()
 

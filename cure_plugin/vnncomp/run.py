@@ -18,10 +18,10 @@ from typing import Any
 
 import onnx as onnx_files
 from google.protobuf.message import DecodeError
-from tqdm import tqdm
 
 from cure_plugin.errors import CheckpointError, DataError, OutputError, SpecError
 from cure_plugin.files import write_text
+from cure_plugin.progress import progress_bar
 from cure_plugin.vnncomp.instances import Instance, base_name, csv_text, read_instances
 from cure_plugin.vnncomp.query import read_query
 from cure_plugin.vnncomp.replay import Answer, Network, answer_text, fault_of, read_answer
@@ -91,9 +91,7 @@ def verify(
     done = _resume(folder, json.loads(json.dumps(settings)))
     left = [one for one in instances if one.name not in done]
     lock, stop = threading.Lock(), threading.Event()
-    with tqdm(
-        total=len(instances), initial=len(done), disable=not progress, unit="instance", desc=verifier.name
-    ) as bar:
+    with progress_bar(len(instances), "instance", verifier.name, progress, len(done)) as bar:
 
         def work(one: Instance) -> None:
             run = _one(root, one, verifier, category, folder, stop)
