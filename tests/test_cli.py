@@ -101,7 +101,7 @@ def test_train_again_reuses(trained: Path, capsys: pytest.CaptureFixture[str]) -
         (["certify", "none.pt", "linf=0.1", "--out", "OUT"], "cannot read checkpoint none.pt"),
         (["certify", "MODEL", "linf=-1", "--out", "OUT"], "eps must be finite and >= 0"),
         (["certify", "MODEL", "none.yaml", "--out", "OUT"], "cannot read sets from none.yaml"),
-        (["certify", "MODEL", "linf=0.1", "--net", "cnn_small", "--out", "OUT"], "does not fit net 'cnn_small'"),
+        (["certify", "MODEL", "linf=0.1", "--net", "cnn_tiny", "--out", "OUT"], "does not fit net 'cnn_tiny'"),
         (["certify", "MODEL", "l3=1", "--out", "OUT"], "unknown set 'l3'"),
         (["certify", "MODEL", "linf=0.1", "--on", "cifar10", "--data", "OUT/none", "--out", "OUT"], "does not exist"),
         (["certify", "MODEL", "linf=0.1", "--images", "0", "--out", "OUT"], "choose 1 to 1000"),

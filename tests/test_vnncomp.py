@@ -606,12 +606,12 @@ def test_runs_resume(root: Path, tool: Callable[..., str], tmp_path: Path) -> No
 
 
 def test_what_cannot_be_replayed_is_no_contradiction(tmp_path: Path, tool: Callable[..., str], capsys: Any) -> None:
-    """A net that takes float64: onnxruntime refuses our float32 point, and the run goes on and says so."""
+    """A net that takes whole numbers: onnxruntime refuses our point, and the run goes on and says so."""
     import onnx
 
     line_net(tmp_path / "r", -1.0)
     model = onnx.load(tmp_path / "r" / "net.onnx")
-    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
     model.graph.node.insert(0, onnx.helper.make_node("Cast", ["X"], ["x"], to=onnx.TensorProto.FLOAT))
     model.graph.node[1].input[0] = "x"
     (tmp_path / "r" / "net.onnx").write_bytes(model.SerializeToString())

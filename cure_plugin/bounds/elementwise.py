@@ -15,7 +15,7 @@ from auto_LiRPA import BoundedModule
 from auto_LiRPA.patches import Patches
 from torch import Tensor
 
-from cure_plugin.bounds.operators import is_elementwise, moves
+from cure_plugin.bounds.operators import is_elementwise, is_fixed, moves
 from cure_plugin.sets.rows import rows_of_patches
 
 
@@ -35,6 +35,8 @@ class Affine:
 def constant(part: Any) -> Any:
     """What a node that no input reaches holds now: computed again where auto_LiRPA (0.3) keeps none, or an old one."""
     known = getattr(part, "forward_value", None)
+    if known is None and not is_fixed(part):
+        return None  # made of a shape, of which views say themselves what they need
     return part.forward(*map(constant, part.inputs)) if known is None else known
 
 
@@ -74,7 +76,7 @@ def mend_elementwise(bounded: BoundedModule) -> None:
     for node in bounded.modules():
         if type(node).__name__ == "BoundBatchNormalization":
             _name_constants(node)
-        elif getattr(node, "inputs", None) and not moves(node):
+        elif getattr(node, "inputs", None) and is_fixed(node):
             node.interval_propagate = functools.partial(_point, node)
         elif is_elementwise(node):
             node.bound_backward = functools.partial(_backward, node)

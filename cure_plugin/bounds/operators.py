@@ -31,12 +31,21 @@ def moves(node: Any) -> bool:
 
     auto_LiRPA counts weights and buffers too, and shapes.
     """
+    return _reaches_input(node, through_shapes=False)
+
+
+def is_fixed(node: Any) -> bool:
+    """Whether ``node`` computes the same for every input, of whatever batch."""
+    return not _reaches_input(node, through_shapes=True)
+
+
+def _reaches_input(node: Any, through_shapes: bool) -> bool:
     pending, seen = [node], set()
     while pending:
         one = pending.pop()
         if type(one).__name__ == "BoundInput":
             return True
-        if one.name not in seen and type(one).__name__ != "BoundShape":
+        if one.name not in seen and (through_shapes or type(one).__name__ != "BoundShape"):
             seen.add(one.name)
             pending += one.inputs
     return False

@@ -58,7 +58,6 @@ _FORWARD = (
     "BoundPad",
     "BoundReduceMean",
     "BoundReduceSum",
-    "BoundReshape",
     "BoundSlice",
     "BoundSqueeze",
     "BoundTranspose",
@@ -154,10 +153,12 @@ def _sizes(
             shape = (1, -1, *[1] * (data.ndim - 2))
             scale = weight / (variance + node.eps).sqrt()
             both[node.name] = (data + mean.view(shape)) * scale.view(shape) + bias.view(shape)
-        elif kind in _FORWARD and not (kind == "BoundDiv" and moves(node.inputs[1])):
-            both[node.name] = node.forward(*parts).abs()
-        else:
+        elif kind == "BoundReshape":
+            both[node.name] = node.forward(parts[0])
+        elif kind not in _FORWARD or (kind == "BoundDiv" and moves(node.inputs[1])) or any(p is None for p in parts):
             return None
+        else:
+            both[node.name] = node.forward(*parts).abs()
         _follow(node, parts, radii, both)
     return both[bounded.final_node().name][: len(x)]
 

@@ -1,4 +1,4 @@
-"""The errors this package raises on purpose: one line each, naming argument, value and remedy."""
+"""The errors this package raises on purpose, and its warnings: one line each, naming argument, value and remedy."""
 
 from __future__ import annotations
 
@@ -25,3 +25,7 @@ class OutputError(CureError, OSError):
 
 class MissingDependencyError(CureError, ImportError):
     """An optional or separately installed package is absent; the message says how to install it."""
+
+
+class MemoryWarning(UserWarning):
+    """A bound computation that may take more memory than was asked for, even for a single image."""
