@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=train)
 
     command = commands.add_parser("certify", help="certify a net for a list of sets and their union")
-    command.add_argument("model", type=Path, help="our checkpoint, a state_dict (with --net) or a sequential ONNX file")
+    command.add_argument("model", type=Path, help="our checkpoint, a state_dict (with --net) or an ONNX file")
     command.add_argument(
         "sets", nargs="+", metavar="SET", help="e.g. linf=8/255 l2=0.5 l1=1 'R(10)' patch=5x5, or a .yaml list of them"
     )
