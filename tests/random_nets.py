@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -136,6 +137,30 @@ class Averaged(nn.Module):
         return x.mean(self.axes)
 
 
+class Branching(nn.Module):
+    """``body(x)`` or its negative, as values say that Python reads."""
+
+    def __init__(self, body: nn.Module, read: str) -> None:
+        super().__init__()
+        self.body, self.read = body, read
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.body(x)
+        return z if _READS[self.read](x if len(self.read) % 2 else z) else -z
+
+
+_READS: dict[str, Callable[[Tensor], object]] = {
+    "bool": lambda x: bool(x.mean() > 0.5),
+    "item": lambda x: x.amax().item() > 0.8,
+    "number": lambda x: int(10 * x.detach().sum()) % 2,
+    "list": lambda x: x.flatten().tolist()[0] > 0.5,
+    "array": lambda x: np.asarray(x.detach()).mean() > 0.5,
+    "count": lambda x: len(x[x > 0.5]) % 2,
+    "order": lambda x: x.flatten().argmax() % 2,
+    "sameness": lambda x: torch.equal(x.round(), x.clamp(0, 1).round()),
+}
+
+
 class Function(nn.Module):
     """A function of torch by name."""
 
@@ -207,6 +232,12 @@ def build(text: str, seed: int) -> nn.Module:
                         module.weight.normal_(0, 1.0)
                         module.bias.normal_(0, 0.2)
     return net.eval()
+
+
+def branching(drawn: Drawn) -> Drawn:
+    """``drawn`` with a branch around it that the seed picks."""
+    read = random.Random(drawn.seed).choice(list(_READS))
+    return replace(drawn, text=f"Branching({drawn.text}, {read!r})")
 
 
 class _Draw:

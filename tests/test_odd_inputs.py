@@ -124,6 +124,12 @@ def norm(layer: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), layer, nn.ReLU(), nn.Linear(8, 3)).eval()
 
 
+def compiled_in_place() -> nn.Module:
+    net = norm(nn.BatchNorm1d(8))
+    net.compile()
+    return net
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "channels last": (Permuted, (8, 8, 1), ""),
     "residual features": (ResidualFeatures, SHAPE, ""),
@@ -146,6 +152,12 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "data parallel": (lambda: nn.DataParallel(small_net("plain")), SHAPE, ""),
     "data parallel twice": (lambda: nn.DataParallel(nn.DataParallel(small_net("plain"))), SHAPE, ""),
     "compiled": (lambda: torch.compile(small_net("plain")), SHAPE, ""),  # type: ignore[return-value]
+    "compiled inside": (
+        lambda: nn.Sequential(torch.compile(nn.Flatten()), nn.Linear(64, 3)),  # type: ignore[list-item]
+        SHAPE,
+        "",
+    ),
+    "compiled in place": (compiled_in_place, SHAPE, ""),
     "compiled, parallel": (lambda: torch.compile(nn.DataParallel(small_net("plain"))), SHAPE, ""),  # type: ignore
     "training mode": (lambda: small_net("batch-norm").train(), SHAPE, ""),
     "one class": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), SHAPE, "has 1 classes"),

@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 from net_attacks import METHODS, crossings, mode, sets_for, wrongly_proved
-from random_nets import Drawn, draw
+from random_nets import Drawn, branching, draw
 
+from cure_plugin.bounds.module import bounded_module
 from cure_plugin.errors import SpecError
 
 _CHUNK = 5
@@ -49,6 +50,12 @@ def lose(drawn: Drawn, by: float) -> None:
 def test_no_bound_is_broken(first: int) -> None:
     for drawn in nets(first, _CHUNK):
         attack(drawn, every=3)
+
+
+def test_nets_that_branch_are_refused() -> None:
+    for drawn in nets(6000, 40):
+        with pytest.raises(SpecError, match="reads values"):
+            bounded_module(branching(drawn).build(), drawn.shape)
 
 
 @pytest.mark.parametrize("first", range(0, 20, 5))

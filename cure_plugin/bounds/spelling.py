@@ -1,4 +1,4 @@
-"""Layers spelled as auto_LiRPA reads them, while it does: convolutions whose padding has a name."""
+"""Layers spelled as auto_LiRPA reads them, while it does: convolutions whose padding has a name, compiled parts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,19 @@ _CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
 
 @contextmanager
 def spelled_out(model: nn.Module) -> Iterator[None]:
-    """Let convolutions with ``padding="same"`` or ``"valid"`` say in numbers what they pad; parameters stay theirs."""
+    """Let convolutions with ``padding="same"`` or ``"valid"`` say in numbers what they pad; parameters stay theirs.
+
+    Parts in ``torch.compile`` run as they were written.
+    """
+    kept: list[tuple[Any, str, Any]] = []
+    part: Any
+    for part in model.modules():
+        if type(part).__name__ == "OptimizedModule":
+            kept.append((part, "forward", part.forward))
+            part.forward = part._orig_mod.forward
+        if getattr(part, "_compiled_call_impl", None) is not None:  # part.compile() was called
+            kept.append((part, "_compiled_call_impl", part._compiled_call_impl))
+            part._compiled_call_impl = None
     named = [
         part
         for part in model.modules()
@@ -32,6 +44,8 @@ def spelled_out(model: nn.Module) -> Iterator[None]:
     finally:
         for part in named:
             del part.forward
+        for part, name, value in kept:
+            setattr(part, name, value)
 
 
 def _convolved(layer: Any, x: Tensor) -> Tensor:

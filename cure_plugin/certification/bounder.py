@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cure_plugin.attacks import worst_margin_loss
 from cure_plugin.bounds.coupled import CoupledBounds
+from cure_plugin.bounds.faithful import check_outputs
 from cure_plugin.bounds.margins import Box, LayerBounds, crown_bounds, lower_margins, relu_boxes
 from cure_plugin.bounds.memory import bytes_per_image
 from cure_plugin.bounds.module import bounded_module, wrapped_again
@@ -75,6 +76,10 @@ class Bounder:
     def classes(self) -> int:
         """Number of logits."""
         return int(self._bounded.final_shape[-1])
+
+    def check_outputs(self, x: Tensor, expected: Tensor) -> None:
+        """See :func:`~cure_plugin.bounds.faithful.check_outputs`."""
+        check_outputs(self._bounded, x, expected)
 
     def batch(self, method: str) -> int:
         """How many images ``method`` bounds at a time; a :class:`MemoryWarning`, once, where one may be too many."""

@@ -173,6 +173,8 @@ class Certifier:
         for part in perturbation.parts():
             if getattr(part, "domain", None) is not None:
                 check_domain(x, part.domain)
+        with torch.no_grad():
+            self._bounder.check_outputs(x, self.net(x))
         return x, labels(y, len(x), self._bounder.classes)
 
     def _attack(
