@@ -22,7 +22,7 @@ from cure_plugin.bounds.s_shaped import mend_s_shaped
 from cure_plugin.bounds.self_check import violation
 from cure_plugin.bounds.spelling import spelled_out
 from cure_plugin.errors import SpecError
-from cure_plugin.inputs import plain_net
+from cure_plugin.inputs import like, plain_net
 from cure_plugin.modes import evaluation_mode, frozen
 
 BOUND_OPTIONS: dict[str, Any] = {
@@ -70,20 +70,26 @@ def bounded_module(
             node, its operator and what to do instead.
     """
     model = plain_net(model)
-    reference = next(model.parameters(), torch.zeros(()))
+    reference = like(model)
     if reference.dtype in LOW_PRECISION:
         raise SpecError(
             f"the net's weights are {reference.dtype}, in which no bound is worth anything; wrap a copy in float64 "
             "(copy.deepcopy(net).double()), as Certifier does"
         )
+    if not (options is None or isinstance(options, dict)):
+        raise SpecError(f"options must be a dictionary of auto_LiRPA's bound_opts, got {options!r}")
     chosen = {**BOUND_OPTIONS, **(options or {})}
     try:
         example, expected = _example(model, input_shape)
-    except (TypeError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
+    except Exception as error:  # whatever a net of somebody else raises
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise SpecError(
             f"input_shape {input_shape!r}, without the batch axis, does not fit the net: {reason}"
         ) from error
+    if not isinstance(expected, Tensor):
+        raise SpecError(
+            f"the net must give a tensor, got {type(expected).__name__}; wrap it in one that gives its logits"
+        )
     modes = ("matrix",) if chosen.get("conv_mode") == "matrix" else ("patches", "matrix")
     return _shared(_accepted(model, example, chosen, modes, self_check), model, example, expected)
 
@@ -104,8 +110,7 @@ def wrapped_again(
 
 def _example(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """(a random input (1, *input_shape), what ``model`` makes of it in eval mode)."""
-    reference = next(model.parameters(), torch.zeros(()))
-    example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(reference)
+    example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(like(model))
     with evaluation_mode(model), torch.no_grad():
         return example, model(example)
 
@@ -172,7 +177,7 @@ def _allows(bounded: BoundedModule, mode: str, unknown: bool) -> bool:
 
 def _fault(bounded: BoundedModule, input_shape: tuple[int, ...]) -> str:
     """What is wrong with the bounds of ``bounded``; empty: nothing was found."""
-    reference = next(bounded.parameters(), torch.zeros(()))
+    reference = like(bounded)
     thorough = any(verdict(node)[1] is None for node in bounded.children())
     try:
         with evaluation_mode(bounded), frozen(bounded), default_dtype(reference.dtype):
