@@ -63,6 +63,8 @@ def check_pair(x: Any, y: Any, net: nn.Module) -> None:
         SpecError: no float batch (B, ...) of the net's type and device, or labels that are no torch.long (B,).
     """
     check_float_batch(x)
+    if not isinstance(net, nn.Module):
+        raise SpecError(f"net must be a torch.nn.Module, got {type(net).__name__}; wrap a function in a Module")
     own = like(net)
     if x.dtype != own.dtype or x.device != own.device:
         found, wanted = (f"{_name(one.dtype)} on {one.device}" for one in (x, own))

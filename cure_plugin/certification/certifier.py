@@ -120,7 +120,7 @@ class Certifier:
         Raises:
             SpecError: shapes that do not fit the net, images that the set refuses, or no set of ours.
         """
-        x, y = self._checked(x, y, perturbation)
+        x, y = self.checked(x, y, perturbation)
         check_generator(generator)
         progress = Progress(x)
         clean_margin = self._margins(x, y)
@@ -162,8 +162,12 @@ class Certifier:
         bounds = [method for method in METHODS if method in self.methods and method not in useless]
         return [*(method for method in bounds if method == "IBP"), "pgd", *(m for m in bounds if m != "IBP")]
 
-    def _checked(self, x: Any, y: Any, perturbation: PerturbationSet) -> tuple[Tensor, Tensor]:
-        """(x in the net's dtype, y as whole numbers); see :mod:`cure_plugin.inputs`."""
+    def checked(self, x: Any, y: Any, perturbation: PerturbationSet) -> tuple[Tensor, Tensor]:
+        """(x in the net's dtype, y as whole numbers); see :mod:`cure_plugin.inputs`.
+
+        Raises:
+            SpecError: images or labels that do not fit the net, images outside the set's domain, or no set.
+        """
         check_set(perturbation)
         x = images(x, self.input_shape, like(self.net).dtype)
         for part in perturbation.parts():
@@ -199,7 +203,7 @@ class Certifier:
         Raises:
             SpecError: more than one image, or a set without pieces.
         """
-        x, y = self._checked(x, y, perturbation)
+        x, y = self.checked(x, y, perturbation)
         if x.shape[0] != 1 or not perturbation.split_methods:
             raise SpecError(f"splitting takes one image and a set with pieces, got {tuple(x.shape)}, {perturbation!r}")
         starts = generator or torch.Generator(x.device).manual_seed(0)
@@ -213,7 +217,7 @@ class Certifier:
 
     def proved(self, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> Tensor:
         """Which images bounds and splitting prove, without any attack; (B,) bool."""
-        x, y = self._checked(x, y, perturbation)
+        x, y = self.checked(x, y, perturbation)
         done = torch.zeros(x.shape[0], dtype=torch.bool)
         for method in self._stages(perturbation):
             left = (~done).nonzero().flatten()
@@ -229,7 +233,7 @@ class Certifier:
     def proves(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> Tensor:
         """Which images one of :data:`BOUND_METHODS` proves, rounding errors counted; (B,) bool."""
         _check_method(method)
-        return self._bounder.bound(*self._checked(x, y, perturbation), perturbation, method).proved
+        return self._bounder.bound(*self.checked(x, y, perturbation), perturbation, method).proved
 
     def lower_bound(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> Tensor:
         """Lower bound of the smallest margin of each image, (B,), by one of :data:`BOUND_METHODS`, as computed.
@@ -237,7 +241,7 @@ class Certifier:
         See :meth:`proves` for what it is worth: rounding errors are not taken off.
         """
         _check_method(method)
-        return self._bounder.bound(*self._checked(x, y, perturbation), perturbation, method).lower
+        return self._bounder.bound(*self.checked(x, y, perturbation), perturbation, method).lower
 
     def _prove(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> tuple[Tensor, Tensor]:
         found = self._bounder.bound(x, y, perturbation, method)
