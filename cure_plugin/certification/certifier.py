@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from cure_plugin.bounds.module import LOW_PRECISION
 from cure_plugin.certification.bounder import Bounder
 from cure_plugin.certification.splitting import SplitResult, prove_by_splitting
 from cure_plugin.certification.verdict import Progress, Verdict
-from cure_plugin.checks import check_count, check_number
+from cure_plugin.checks import check_count
 from cure_plugin.errors import SpecError
 from cure_plugin.inputs import check_generator, check_weights, images, labels, like, plain_net
 from cure_plugin.sets import PerturbationSet
@@ -92,7 +94,8 @@ class Certifier:
             ("pieces", pieces),
         ):
             check_count(name, value, 1)
-        check_number("memory (GiB)", memory, zero=False)
+        if not isinstance(memory, Real) or not 0 < memory < math.inf:
+            raise SpecError(f"memory must be a finite number of GiB above 0, got {memory!r}")
         net = plain_net(net)
         check_weights(net)
         if like(net).dtype in LOW_PRECISION:
