@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
@@ -94,7 +93,7 @@ class Certifier:
             ("pieces", pieces),
         ):
             check_count(name, value, 1)
-        if not isinstance(memory, Real) or not 0 < memory < math.inf:
+        if not isinstance(memory, int | float) or not 0 < memory < math.inf:
             raise SpecError(f"memory must be a finite number of GiB above 0, got {memory!r}")
         net = plain_net(net)
         check_weights(net)
