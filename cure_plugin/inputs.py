@@ -7,11 +7,13 @@ of scores for labels, an image without a batch axis.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from cure_plugin.errors import SpecError
 
@@ -33,6 +35,76 @@ def plain_net(net: Any) -> nn.Module:
     return net
 
 
+def like(net: nn.Module) -> Tensor:
+    """A tensor of the type and on the device that ``net`` computes in: its first weight, or a buffer's, if any."""
+    held = (value for value in (*net.parameters(), *net.buffers()) if value.is_floating_point())
+    return next(held, torch.zeros(()))
+
+
+def check_weights(net: nn.Module) -> None:
+    """Refuse weights that are no finite numbers, or none yet.
+
+    Raises:
+        SpecError: lazy layers that never ran, weights on the meta device, NaN, infinity.
+    """
+    tensors = [*net.named_parameters(), *net.named_buffers()]
+    absent = [key for key, value in tensors if is_lazy(value) or value.is_meta]
+    if absent:
+        raise SpecError(f"{', '.join(absent)} of the net holds no values yet; run it on an image once, or load weights")
+    broken = [key for key, value in tensors if value.is_floating_point() and not bool(value.isfinite().all())]
+    if broken:
+        raise SpecError(f"{', '.join(broken)} of the net holds NaN or infinite values; certify another checkpoint")
+
+
+def check_pair(x: Any, y: Any, net: nn.Module) -> None:
+    """Refuse what ``net`` cannot be trained or attacked on, before torch says less.
+
+    Raises:
+        SpecError: no float batch (B, ...) of the net's type and device, or labels that are no torch.long (B,).
+    """
+    check_float_batch(x)
+    if not isinstance(net, nn.Module):
+        raise SpecError(f"net must be a torch.nn.Module, got {type(net).__name__}; wrap a function in a Module")
+    own = like(net)
+    if x.dtype != own.dtype or x.device != own.device:
+        found, wanted = (f"{_name(one.dtype)} on {one.device}" for one in (x, own))
+        raise SpecError(f"x is {found}, the net {wanted}; give x.to({wanted.split()[0]}) there, or convert the net")
+    _check_long(y, len(x))
+
+
+def check_float_batch(x: Any) -> None:
+    """Refuse what no set is around.
+
+    Raises:
+        SpecError: no dense tensor of floating-point numbers with a batch axis.
+    """
+    plain = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta and not x.is_nested
+    if not plain or not x.is_floating_point() or x.ndim < 2:
+        shape = f"{_name(x.dtype)} {tuple(x.shape)}" if plain else type(x).__name__
+        raise SpecError(f"x must be a float batch of shape (B, ...), got {shape}; add a batch axis or convert")
+
+
+def evaluated(net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``net(x)``, its logits (B, C).
+
+    Raises:
+        SpecError: it fails on such an input, or gives something else.
+    """
+    try:
+        logits = net(x)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a net of somebody else raises
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise SpecError(f"x of shape {tuple(x.shape)} does not fit the net: {reason}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise SpecError(
+            f"the net must give logits ({len(x)}, C) for x {tuple(x.shape)}, got {found}; wrap it in one that does"
+        )
+    return logits
+
+
 def images(x: Any, input_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """``x`` as a batch (B, *input_shape) of that floating-point type.
 
@@ -49,6 +121,8 @@ def images(x: Any, input_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     shape = tuple(given.shape)
     if shape[1:] != tuple(input_shape):
         raise SpecError(f"x must be (B, {', '.join(map(str, input_shape))}), got {shape}{_remedy(shape, input_shape)}")
+    if not len(given):
+        raise SpecError(f"x is empty (shape {shape}); give at least one image")
     same = given.to(dtype)
     if not bool((same.to(given.dtype) == given).all()) and bool(given.isfinite().all()):
         kinds = _name(given.dtype), _name(dtype)
@@ -76,27 +150,54 @@ def labels(y: Any, count: int, classes: int) -> Tensor:
         raise SpecError(f"y must be ({count},), one label an image, got {shape}")
     if given.dtype == torch.bool or given.is_complex():
         raise SpecError(f"y is {_name(given.dtype)}; give the classes' numbers")
-    if given.is_floating_point() and not bool((given == given.round()).all()):
-        raise SpecError(f"y must be whole numbers, got {given[given != given.round()][0].item():g}")
+    if given.is_floating_point() and not bool((given.isfinite() & (given == given.round())).all()):
+        raise SpecError(f"y must be whole numbers, got {given.tolist()[:3]}")
+    given = given.long()
     if classes < 2 or bool((given < 0).any() or (given >= classes).any()):
         raise SpecError(f"labels lie in {int(given.min())} .. {int(given.max())}, but the net has {classes} classes")
-    return given.long()
+    return given
 
 
-def check_labels(y: Tensor, classes: int) -> None:
+def check_labels(y: Tensor, classes: int, count: int | None = None) -> None:
     """Refuse what are no labels (B,) of so many classes, before an index out of range says less.
+
+    Args:
+        count: B, where it is known.
 
     Raises:
         SpecError: see :func:`labels`, or another type than torch.long.
     """
-    usual = isinstance(y, Tensor) and y.dtype == torch.long and y.ndim == 1
-    if not (usual and bool(((y >= 0) & (y < classes)).all())):
-        given = labels(y, len(_tensor("y", y)) if np.ndim(y) else 1, classes)
-        raise SpecError(f"y must be a tensor of torch.long; give torch.tensor({given.tolist()[:3]} ...)")
+    _check_long(y, count)
+    if not bool(((y >= 0) & (y < classes)).all()):
+        raise SpecError(f"labels lie in {int(y.min())} .. {int(y.max())}, but the net has {classes} classes")
+
+
+def check_generator(generator: Any) -> None:
+    """Refuse all but None and a ``torch.Generator``.
+
+    Raises:
+        SpecError: anything else, as a seed.
+    """
+    if not (generator is None or isinstance(generator, torch.Generator)):
+        raise SpecError(
+            f"generator must be a torch.Generator, got {generator!r}; give torch.Generator().manual_seed(0)"
+        )
+
+
+def _check_long(y: Any, count: int | None) -> None:
+    if not (isinstance(y, Tensor) and y.dtype == torch.long and y.layout == torch.strided and not y.is_meta):
+        found = _name(y.dtype) if isinstance(y, Tensor) else type(y).__name__
+        raise SpecError(f"y must be a tensor (B,) of torch.long, got {found}; give torch.as_tensor(y).long()")
+    if y.ndim != 1 or (count is not None and len(y) != count):
+        raise SpecError(f"y must be ({'B' if count is None else count},), one label an image, got {tuple(y.shape)}")
 
 
 def _tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+            raise SpecError(
+                f"{name} must be a plain tensor of numbers, got one that is sparse, nested, quantised or meta"
+            )
         return value
     try:
         return torch.from_numpy(np.array(value))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +14,18 @@ from conftest import small_net
 from torch import Tensor, nn
 
 from cure_plugin import PerturbationGeometric, PerturbationLpBall, PerturbationPatch, PerturbationUnion
-from cure_plugin.attacks import find_counterexample, pgd
+from cure_plugin.attacks import find_counterexample, pgd, worst_margin_loss
 from cure_plugin.bounds.margins import margin_matrix
 from cure_plugin.bounds.module import bounded_module
-from cure_plugin.certification import Certifier
+from cure_plugin.certification import Certifier, certify_dataset
+from cure_plugin.certification.compare import compare_files
+from cure_plugin.certification.curves import certified_curves
+from cure_plugin.certification.related import decide_sets
+from cure_plugin.datasets import ImageData
 from cure_plugin.errors import CureError
 from cure_plugin.inputs import plain_net
 from cure_plugin.sets import set_spec
-from cure_plugin.training import CureObjective, TrainingSet, natural_loss
+from cure_plugin.training import CureObjective, TrainingSet, ibp_loss, natural_loss
 
 SHAPE = (1, 8, 8)
 BALL = PerturbationLpBall(math.inf, 0.02)
@@ -61,6 +66,9 @@ IMAGES: dict[str, tuple[Any, str]] = {
     "nothing": (None, "got NoneType"),
     "ragged lists": ([[1.0, 2.0], [3.0]], "x must be a tensor"),
     "one number": (0.5, "x must be"),
+    "sparse": (X.to_sparse(), "plain tensor"),
+    "no values": (X.to("meta"), "plain tensor"),
+    "no images": (X[:0], "x is empty"),
 }
 
 LABELS: dict[str, tuple[Any, str]] = {
@@ -84,6 +92,9 @@ LABELS: dict[str, tuple[Any, str]] = {
     "negative": (torch.tensor([-1, 0]), "labels lie in -1 .. 0"),
     "booleans": (Y > 0, "y is bool"),
     "NaN": (Y * math.nan, "whole numbers"),
+    "infinite": (Y / 0.0, "whole numbers"),
+    "unsigned": (Y.numpy().astype("uint64"), ""),
+    "sparse": (Y.to_sparse(), "plain tensor"),
     "names": (["cat", "dog"], "y must be a tensor"),
     "nothing": (None, "got NoneType"),
 }
@@ -165,7 +176,71 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "another shape": (lambda: small_net("linear"), (1, 9, 9), r"input_shape \(1, 9, 9\)"),
 }
 
+CE = natural_loss(NET)
+OBJECTIVE = CureObjective([TrainingSet(BALL)], attack_steps=1)
+BOUNDED = bounded_module(NET, SHAPE)
+LOSSES: dict[str, Callable[[Any, Any], object]] = {
+    "pgd": lambda x, y: pgd(NET, x, y, BALL, 1),
+    "search": lambda x, y: find_counterexample(NET, x, y, BALL, 2, 1),
+    "natural": CE,
+    "objective": lambda x, y: OBJECTIVE(BOUNDED, NET, x, y),
+    "ibp": lambda x, y: ibp_loss(BOUNDED, x, y, BALL),
+}
+"""Training and attacks take tensors of the net's type as they are: what is not one is refused."""
+
+PAIRS: dict[str, tuple[Any, Any, str]] = {
+    "array": (X.numpy(), Y, "x must be a float batch"),
+    "bytes": ((X * 255).byte(), Y, "x must be a float batch"),
+    "no images": (None, Y, "x must be a float batch"),
+    "float64": (X.double(), Y, "x is float64 on cpu, the net float32 on cpu"),
+    "half": (X.half(), Y, "x is float16"),
+    "sparse": (X.to_sparse(), Y, "x must be a float batch"),
+    "list of labels": (X, Y.tolist(), "torch.long"),
+    "too few labels": (X, Y[:1], r"y must be \(2,\)"),
+    "a column": (X, Y[:, None], r"y must be \(2,\)"),
+    "one-hot": (X, torch.eye(3)[Y], "torch.long"),
+    "out of range": (X, Y + 3, "labels lie in"),
+}
+
+DATA = ImageData((X * 255).byte(), Y, 3)
+
+
+class Odd(nn.Module):
+    """What ``change`` makes of a net and its input."""
+
+    def __init__(self, change: Callable[[nn.Module, Tensor], Any]) -> None:
+        super().__init__()
+        self.net, self.change = small_net("plain"), change
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(self.net, x)
+
+
+def failing(error: Exception) -> nn.Module:
+    def fail(net: nn.Module, x: Tensor) -> Tensor:
+        raise error
+
+    return Odd(fail)
+
+
 OTHERS: dict[str, tuple[Callable[[], object], str]] = {
+    "labels that do not match logits": (lambda: worst_margin_loss(torch.rand(2, 3), Y[:1]), r"y must be \(2,\)"),
+    "a tuple of logits": (lambda: Certifier(Odd(lambda net, x: (net(x), x)), SHAPE), "must give a tensor, got tuple"),
+    "a net that asserts": (lambda: Certifier(failing(AssertionError()), SHAPE), "not fit the net: AssertionError"),
+    "a net that says two lines": (lambda: Certifier(failing(ValueError("a\nb")), SHAPE), "does not fit the net: a"),
+    "a lazy net": (lambda: Certifier(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), SHAPE), "holds no values yet"),
+    "a net on meta": (lambda: Certifier(small_net("plain").to("meta"), SHAPE), "holds no values yet"),
+    "one method": (lambda: Certifier(NET, SHAPE, methods="CROWN"), "methods must be a list"),
+    "memory as text": (lambda: Certifier(NET, SHAPE, memory="2"), "memory"),  # type: ignore[arg-type]
+    "unknown method": (lambda: CERTIFIER.lower_bound(X, Y, BALL, "CRWN"), "unknown method 'CRWN'"),
+    "splitting is no bound": (lambda: CERTIFIER.proves(X, Y, BALL, "splitting"), "unknown method 'splitting'"),
+    "a seed": (lambda: CERTIFIER.decide(X, Y, BALL, 0), "must be a torch.Generator"),  # type: ignore[arg-type]
+    "sets as one text": (lambda: certify_dataset(CERTIFIER, DATA, "linf=0.1"), "sets must be a list"),
+    "no data": (lambda: certify_dataset(CERTIFIER, (X, Y), ["l2=0.1"]), "ImageData"),  # type: ignore[arg-type]
+    "factors that fall": (lambda: certified_curves(CERTIFIER, DATA, ["l2=0.1"], [2.0, 1.0]), "factors must increase"),
+    "no factors": (lambda: certified_curves(CERTIFIER, DATA, ["l2=0.1"], []), "factors must be a list"),
+    "data of floats": (lambda: ImageData(X, Y, 3), r"images must be uint8 \(N, C, H, W\)"),
+    "data's labels": (lambda: ImageData((X * 255).byte(), Y + 3, 3), "labels lie in"),
     "no set": (lambda: CERTIFIER.decide(X, Y, "linf=0.1"), "perturbation must be a cure_plugin set"),  # type: ignore
     "a set's spec": (lambda: CERTIFIER.proves(X, Y, set_spec("l2=1"), "CROWN"), "must be a cure_plugin set"),  # type: ignore
     "patch on features": (lambda: PerturbationPatch(2, 2).box(torch.rand(2, 9)), ""),
@@ -250,6 +325,39 @@ def _worst(logits: Tensor, y: Tensor) -> Tensor:
     return others - logits.gather(1, y[:, None]).squeeze(1)
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_losses_and_attacks(name: str) -> None:
+    x, y, message = PAIRS[name]
+    for call in LOSSES.values():
+        outcome(lambda call=call: call(x, y), message)  # type: ignore[misc]
+
+
+def test_sets_as_text_and_a_path_as_text(tmp_path: Path) -> None:
+    usual = certify_dataset(CERTIFIER, DATA, [set_spec("linf=0.02")])
+    path = str(tmp_path / "results.jsonl")
+    assert [one["union"] for one in certify_dataset(CERTIFIER, DATA, ["linf=0.02"], path)] == [
+        one["union"] for one in usual
+    ]
+    assert compare_files(path, path)[0].images == 2
+
+
+def test_several_sets_take_what_one_takes() -> None:
+    sets = {"linf": BALL, "l2": PerturbationLpBall(2, 0.05)}
+    usual, odd = (
+        decide_sets(CERTIFIER, x, y, sets, lambda _: torch.Generator().manual_seed(0))
+        for x, y in ((X, Y), (X.tolist(), Y.tolist()))
+    )
+    assert [[v.status for v in usual[name]] for name in sets] == [[v.status for v in odd[name]] for name in sets]
+
+
+def test_a_net_without_weights_is_bounded() -> None:
+    bound = Certifier(nn.Flatten(), SHAPE, **OPTIONS).lower_bound(X, Y, BALL, "IBP")
+    with torch.no_grad():
+        for seed in range(20):
+            point = BALL.sample(X, torch.Generator().manual_seed(seed)).flatten(1)
+            assert bool((bound <= -_worst(point, Y) + 1e-6).all())
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_others(name: str) -> None:
     call, message = OTHERS[name]
@@ -272,5 +380,5 @@ def test_pixels_of_0_to_255_are_refused_by_every_set(perturbation: Any) -> None:
             CERTIFIER.decide(X * 255, y, perturbation)
 
 
-def test_there_are_eighty() -> None:
-    assert len(IMAGES) + len(LABELS) + len(NETS) + len(OTHERS) >= 80
+def test_there_are_many() -> None:
+    assert len(IMAGES) + len(LABELS) + len(NETS) + len(PAIRS) + len(OTHERS) >= 120

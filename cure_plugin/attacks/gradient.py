@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cure_plugin.checks import check_count, check_number
-from cure_plugin.inputs import check_labels
+from cure_plugin.inputs import check_generator, check_labels, check_pair, evaluated
 from cure_plugin.modes import evaluation_mode
 from cure_plugin.sets import PerturbationSet
-from cure_plugin.sets.base import per_image
+from cure_plugin.sets.base import check_set, per_image
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(logits (B, C), labels (B,)) -> value per sample (B,) that the attack makes large."""
@@ -23,13 +23,13 @@ Job = tuple[Tensor, Tensor, PerturbationSet]
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Cross entropy per sample, (B,)."""
-    check_labels(y, logits.shape[1])
+    check_labels(y, logits.shape[1], len(logits))
     return F.cross_entropy(logits, y, reduction="none")
 
 
 def worst_margin_loss(logits: Tensor, y: Tensor) -> Tensor:
     """max over j != y of z_j - z_y, (B,): positive exactly where the sample is misclassified."""
-    check_labels(y, logits.shape[1])
+    check_labels(y, logits.shape[1], len(logits))
     true = logits.gather(1, y[:, None])
     others = logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
     return others.amax(1) - true.squeeze(1)
@@ -50,6 +50,8 @@ def pgd(
 
     A union is attacked member by member; the best of all is kept. See :func:`pgd_variables`.
     """
+    check_set(perturbation)
+    check_pair(x, y, model)
     best_point, best_value = x, torch.full((x.shape[0],), -torch.inf, dtype=x.dtype, device=x.device)
     for part in perturbation.parts():
         variable, value = pgd_variable(model, x, y, part, steps, objective, random_start, generator, momentum)
@@ -113,12 +115,17 @@ def pgd_variables(
         (variable, its value (B,)) per job; values of the last variables are those before the last step.
 
     Raises:
-        SpecError: steps that are no whole number >= 0, a momentum or first step that is not finite and >= 0.
+        SpecError: steps that are no whole number >= 0, a momentum or first step that is not finite and >= 0, no set,
+            or images, labels and a net that do not fit each other.
     """
     check_count("steps", steps)
     check_number("momentum", momentum)
     for length in first_steps or ():
         check_number("first_steps", length)
+    check_generator(generator)
+    for x, y, perturbation in jobs:
+        check_set(perturbation)
+        check_pair(x, y, model)
     decay_steps = {steps // 2, steps * 7 // 8}
     sizes = [len(x) for x, _, _ in jobs]
     labels = torch.cat([y for _, y, _ in jobs])
@@ -130,7 +137,7 @@ def pgd_variables(
         for index in range(steps + 1 if best else steps):
             variables = [variable.detach().requires_grad_(index < steps) for variable in variables]
             images = [p.decode(x, variable) for (x, _, p), variable in zip(jobs, variables, strict=True)]
-            values = objective(model(images[0] if len(jobs) == 1 else torch.cat(images)), labels)
+            values = objective(evaluated(model, images[0] if len(jobs) == 1 else torch.cat(images)), labels)
             kept = [
                 _better(old, (variable.detach(), value.detach())) if best else (variable, value.detach())
                 for old, variable, value in zip(kept, variables, values.split(sizes), strict=True)

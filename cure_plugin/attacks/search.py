@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from cure_plugin.attacks.gradient import worst_margin_loss
 from cure_plugin.checks import check_count
+from cure_plugin.inputs import check_generator, check_pair, evaluated
 from cure_plugin.modes import evaluation_mode
 from cure_plugin.sets import PerturbationSet
+from cure_plugin.sets.base import check_set
 
 _SHORTEST = 10
 """Steps below which no run is cut."""
@@ -52,10 +54,14 @@ def find_counterexample(
         (found (B,) bool, points (B, *input)): where found, a point of the set that the model gets wrong; else ``x``.
 
     Raises:
-        SpecError: steps or restarts that are no whole number >= 0.
+        SpecError: steps or restarts that are no whole number >= 0, no set, or images, labels and a net that do not fit
+            each other.
     """
     check_count("steps", steps)
     check_count("restarts", restarts)
+    check_set(perturbation)
+    check_pair(x, y, model)
+    check_generator(generator)
     with evaluation_mode(model):
         search = _Search(model, x, y, generator)
         for member in range(len(perturbation.parts())):
@@ -82,7 +88,7 @@ class _Search:
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None) -> None:
         self.model, self.x, self.y, self.generator = model, x, y, generator
         with torch.no_grad():
-            self.logits = model(x)
+            self.logits = evaluated(model, x)
         self.margin = worst_margin_loss(self.logits, y)
         self.found = self.margin >= 0
         self.points = x.clone()

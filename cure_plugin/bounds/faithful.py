@@ -53,7 +53,8 @@ def check_same(bounded: BoundedModule, model: nn.Module, example: Tensor) -> Non
     """Refuse a graph that computes something else than the net: bounds of it would not be the net's.
 
     Raises:
-        SpecError: outputs differ at one of many inputs, alone or in a batch, at the first or a later call.
+        SpecError: outputs differ at one of many inputs, alone or in a batch, at the first or a later call; or the net
+            takes no batches.
     """
     generator = torch.Generator().manual_seed(1)
     shape = (_RANDOM // 2, *example.shape[1:])
@@ -62,7 +63,12 @@ def check_same(bounded: BoundedModule, model: nn.Module, example: Tensor) -> Non
     points = torch.cat([constants, *drawn]).to(example)
     with evaluation_mode(model), torch.no_grad():
         for some in (points, example, *points[:3].split(1), points[-2:], points):
-            check_outputs(bounded, some, model(some))
+            try:
+                expected = model(some)
+            except Exception as error:  # whatever a net of somebody else raises
+                reason = str(error).partition("\n")[0] or type(error).__name__
+                raise SpecError(f"the net fails on a batch {tuple(some.shape)}: {reason}") from error
+            check_outputs(bounded, some, expected)
 
 
 def check_outputs(bounded: BoundedModule, x: Tensor, expected: Tensor) -> None:

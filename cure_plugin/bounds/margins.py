@@ -12,8 +12,9 @@ from auto_LiRPA import BoundedModule, BoundedTensor
 from torch import Tensor
 
 from cure_plugin.bounds.module import default_dtype
-from cure_plugin.inputs import check_labels
+from cure_plugin.inputs import check_labels, check_pair
 from cure_plugin.sets import PerturbationSet
+from cure_plugin.sets.base import check_set
 
 Box = tuple[Tensor, Tensor]
 """(lower, upper)."""
@@ -92,6 +93,8 @@ def lower_margins(
         classes: number of logits; default: the net's own.
         boxes: known bounds of the ReLUs' inputs by node name, taken instead of computing them.
     """
+    check_set(perturbation)
+    check_pair(x, y, bounded)
     specification = margin_matrix(y, classes or int(bounded.final_shape[-1])).to(x)
     given = {BOXES_ARGUMENT: {name: [*box] for name, box in boxes.items()}} if boxes else {}
     with default_dtype(x.dtype):

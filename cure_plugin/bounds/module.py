@@ -23,7 +23,7 @@ from cure_plugin.bounds.s_shaped import mend_s_shaped
 from cure_plugin.bounds.self_check import violation
 from cure_plugin.bounds.spelling import spelled_out
 from cure_plugin.errors import SpecError
-from cure_plugin.inputs import plain_net
+from cure_plugin.inputs import like, plain_net
 from cure_plugin.modes import evaluation_mode, frozen
 
 BOUND_OPTIONS: dict[str, Any] = {
@@ -68,20 +68,26 @@ def bounded_module(
             node, its operator and what to do instead.
     """
     model = plain_net(model)
-    reference = next(model.parameters(), torch.zeros(()))
+    reference = like(model)
     if reference.dtype in LOW_PRECISION:
         raise SpecError(
             f"the net's weights are {reference.dtype}, in which no bound is worth anything; wrap a copy in float64 "
             "(copy.deepcopy(net).double()), as Certifier does"
         )
+    if not (options is None or isinstance(options, dict)):
+        raise SpecError(f"options must be a dictionary of auto_LiRPA's bound_opts, got {options!r}")
     chosen = {**BOUND_OPTIONS, **(options or {})}
     try:
-        example = _example(model, input_shape)
-    except (TypeError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
+        example, expected = _example(model, input_shape)
+    except Exception as error:  # whatever a net of somebody else raises
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise SpecError(
             f"input_shape {input_shape!r}, without the batch axis, does not fit the net: {reason}"
         ) from error
+    if not isinstance(expected, Tensor):
+        raise SpecError(
+            f"the net must give a tensor, got {type(expected).__name__}; wrap it in one that gives its logits"
+        )
     check_reads_no_values(model, example)
     modes = ("matrix",) if chosen.get("conv_mode") == "matrix" else ("patches", "matrix")
     accepted = _accepted(model, example, chosen, modes, self_check)
@@ -97,22 +103,20 @@ def wrapped_again(
 
     What was checked of ``bounded`` is not checked again.
     """
-    example = _example(model, input_shape)
+    example, expected = _example(model, input_shape)
     chosen = {**BOUND_OPTIONS, "conv_mode": bounded.bound_opts["conv_mode"], **(options or {})}
     with evaluation_mode(model):
         again = _mended(_traced(model, example, chosen))
-        with frozen(model), torch.no_grad():
-            check_outputs(again, example, model(example))
+    with frozen(model):
+        check_outputs(again, example, expected)
     return _shared(again, model)
 
 
-def _example(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
-    """A random input (1, *input_shape), which ``model`` takes."""
-    reference = next(model.parameters(), torch.zeros(()))
-    example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(reference)
+def _example(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """(a random input (1, *input_shape), what ``model`` makes of it in eval mode)."""
+    example = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(like(model))
     with evaluation_mode(model), torch.no_grad():
-        model(example)
-    return example
+        return example, model(example)
 
 
 def _shared(bounded: BoundedModule, model: nn.Module) -> BoundedModule:
@@ -175,7 +179,7 @@ def _allows(bounded: BoundedModule, mode: str, unknown: bool) -> bool:
 
 def _fault(bounded: BoundedModule, input_shape: tuple[int, ...]) -> str:
     """What is wrong with the bounds of ``bounded``; empty: nothing was found."""
-    reference = next(bounded.parameters(), torch.zeros(()))
+    reference = like(bounded)
     thorough = any(verdict(node)[1] is None for node in bounded.children())
     try:
         with evaluation_mode(bounded), frozen(bounded), default_dtype(reference.dtype):

@@ -19,6 +19,7 @@ from cure_plugin.bounds.module import bounded_module, wrapped_again
 from cure_plugin.bounds.operators import optimisable
 from cure_plugin.bounds.rounding import required_margins
 from cure_plugin.errors import MemoryWarning
+from cure_plugin.inputs import like
 from cure_plugin.modes import frozen
 from cure_plugin.sets import PerturbationSet
 
@@ -84,7 +85,7 @@ class Bounder:
     def batch(self, method: str) -> int:
         """How many images ``method`` bounds at a time; a :class:`MemoryWarning`, once, where one may be too many."""
         if method not in self._needed_bytes:
-            itemsize = next(self.net.parameters()).element_size()
+            itemsize = like(self.net).element_size()
             self._needed_bytes[method] = needed = bytes_per_image(self._bounded, method, itemsize)
             if needed > self.memory * 2**30 and method not in self._warned:
                 self._warned.add(method)

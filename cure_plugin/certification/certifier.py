@@ -20,9 +20,9 @@ from cure_plugin.certification.splitting import SplitResult, prove_by_splitting
 from cure_plugin.certification.verdict import Progress, Verdict
 from cure_plugin.checks import check_count
 from cure_plugin.errors import SpecError
-from cure_plugin.inputs import images, labels, plain_net
+from cure_plugin.inputs import check_generator, check_weights, images, labels, like, plain_net
 from cure_plugin.sets import PerturbationSet
-from cure_plugin.sets.base import check_domain
+from cure_plugin.sets.base import check_domain, check_set
 
 METHODS = ("IBP", "CROWN-IBP", "CROWN", "coupled", "alpha-CROWN", "splitting")
 """In the order tried. ``coupled`` is tried on l1 and l2 balls, ``splitting`` on geometric and patch sets in place of
@@ -80,6 +80,8 @@ class Certifier:
         pieces: int = 1000,
         memory: float = 2.0,
     ) -> None:
+        if isinstance(methods, str) or not isinstance(methods, Sequence):
+            raise SpecError(f"methods must be a list of some of {', '.join(METHODS)}; got {methods!r}")
         for method in methods:
             if method not in METHODS:
                 raise SpecError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
@@ -91,14 +93,11 @@ class Certifier:
             ("pieces", pieces),
         ):
             check_count(name, value, 1)
-        if not 0 < memory < math.inf:
+        if not isinstance(memory, int | float) or not 0 < memory < math.inf:
             raise SpecError(f"memory must be a finite number of GiB above 0, got {memory!r}")
         net = plain_net(net)
-        tensors = [*net.named_parameters(), *net.named_buffers()]
-        broken = [key for key, value in tensors if value.is_floating_point() and not bool(value.isfinite().all())]
-        if broken:
-            raise SpecError(f"{', '.join(broken)} of the net holds NaN or infinite values; certify another checkpoint")
-        if next((p.dtype for p in net.parameters()), torch.float32) in LOW_PRECISION:
+        check_weights(net)
+        if like(net).dtype in LOW_PRECISION:
             net = copy.deepcopy(net).double()
         self.net = net.eval()
         self.input_shape = tuple(input_shape)
@@ -123,7 +122,8 @@ class Certifier:
         Raises:
             SpecError: shapes that do not fit the net, images that the set refuses, or no set of ours.
         """
-        x, y = self._checked(x, y, perturbation)
+        x, y = self.checked(x, y, perturbation)
+        check_generator(generator)
         progress = Progress(x)
         clean_margin = self._margins(x, y)
         for index in (clean_margin <= 0).nonzero().flatten().tolist():
@@ -164,12 +164,14 @@ class Certifier:
         bounds = [method for method in METHODS if method in self.methods and method not in useless]
         return [*(method for method in bounds if method == "IBP"), "pgd", *(m for m in bounds if m != "IBP")]
 
-    def _checked(self, x: Any, y: Any, perturbation: PerturbationSet) -> tuple[Tensor, Tensor]:
-        """(x in the net's dtype, y as whole numbers); see :mod:`cure_plugin.inputs`."""
-        if not isinstance(perturbation, PerturbationSet):
-            raise SpecError(f"perturbation must be a cure_plugin set, got {perturbation!r}; see set_spec(text).build()")
-        dtype = next((p.dtype for p in self.net.parameters()), torch.get_default_dtype())
-        x = images(x, self.input_shape, dtype)
+    def checked(self, x: Any, y: Any, perturbation: PerturbationSet) -> tuple[Tensor, Tensor]:
+        """(x in the net's dtype, y as whole numbers); see :mod:`cure_plugin.inputs`.
+
+        Raises:
+            SpecError: images or labels that do not fit the net, images outside the set's domain, or no set.
+        """
+        check_set(perturbation)
+        x = images(x, self.input_shape, like(self.net).dtype)
         for part in perturbation.parts():
             if getattr(part, "domain", None) is not None:
                 check_domain(x, part.domain)
@@ -205,7 +207,7 @@ class Certifier:
         Raises:
             SpecError: more than one image, or a set without pieces.
         """
-        x, y = self._checked(x, y, perturbation)
+        x, y = self.checked(x, y, perturbation)
         if x.shape[0] != 1 or not perturbation.split_methods:
             raise SpecError(f"splitting takes one image and a set with pieces, got {tuple(x.shape)}, {perturbation!r}")
         starts = generator or torch.Generator(x.device).manual_seed(0)
@@ -219,7 +221,7 @@ class Certifier:
 
     def proved(self, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> Tensor:
         """Which images bounds and splitting prove, without any attack; (B,) bool."""
-        x, y = self._checked(x, y, perturbation)
+        x, y = self.checked(x, y, perturbation)
         done = torch.zeros(x.shape[0], dtype=torch.bool)
         for method in self._stages(perturbation):
             left = (~done).nonzero().flatten()
@@ -234,14 +236,16 @@ class Certifier:
 
     def proves(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> Tensor:
         """Which images one of :data:`BOUND_METHODS` proves, rounding errors counted; (B,) bool."""
-        return self._bounder.bound(*self._checked(x, y, perturbation), perturbation, method).proved
+        _check_method(method)
+        return self._bounder.bound(*self.checked(x, y, perturbation), perturbation, method).proved
 
     def lower_bound(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> Tensor:
         """Lower bound of the smallest margin of each image, (B,), by one of :data:`BOUND_METHODS`, as computed.
 
         See :meth:`proves` for what it is worth: rounding errors are not taken off.
         """
-        return self._bounder.bound(*self._checked(x, y, perturbation), perturbation, method).lower
+        _check_method(method)
+        return self._bounder.bound(*self.checked(x, y, perturbation), perturbation, method).lower
 
     def _prove(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> tuple[Tensor, Tensor]:
         found = self._bounder.bound(x, y, perturbation, method)
@@ -251,3 +255,8 @@ class Certifier:
         """z_y - max over j != y of z_j at ``points`` (B, *input_shape), (B,)."""
         with torch.no_grad():
             return -worst_margin_loss(self.net(points), y)
+
+
+def _check_method(method: str) -> None:
+    if method not in BOUND_METHODS:
+        raise SpecError(f"unknown method {method!r}; known: {', '.join(BOUND_METHODS)}")

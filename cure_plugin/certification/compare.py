@@ -89,7 +89,7 @@ def _comparison(name: str, a: list[bool], b: list[bool]) -> Comparison:
     return Comparison(name, len(a), sum(a), sum(b), only_a, only_b, mcnemar_p_value(only_a, only_b))
 
 
-def compare_files(first: Path, second: Path) -> list[Comparison]:
+def compare_files(first: str | Path, second: str | Path) -> list[Comparison]:
     """:func:`compare_records` on two results files of ``cure certify``.
 
     Where ``<path>.settings.json`` lies beside both, pixels and sizes of sets are compared too.
@@ -98,6 +98,7 @@ def compare_files(first: Path, second: Path) -> list[Comparison]:
         DataError: see :func:`read_results`.
         SpecError: other images, labels or sets in the one than in the other.
     """
+    first, second = Path(first), Path(second)
     comparisons = compare_records(read_results(first), read_results(second))
     a, b = _settings(first), _settings(second)
     if a and b and a["images"] != b["images"]:
@@ -107,14 +108,14 @@ def compare_files(first: Path, second: Path) -> list[Comparison]:
     return comparisons
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
+def read_results(path: str | Path) -> list[dict[str, Any]]:
     """The records in a results file of ``cure certify``, without the times, which are kept beside it.
 
     Raises:
         DataError: unreadable, empty, or a line that is no record or has other sets than the first.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read results {path}: {error}; give a results.jsonl of cure certify") from error
     records: list[dict[str, Any]] = []

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cure_plugin.certification.certifier import Certifier
-from cure_plugin.certification.report import set_names
+from cure_plugin.certification.report import check_data, read_specs, set_names
+from cure_plugin.checks import check_number
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import SpecError
+from cure_plugin.inputs import like
 from cure_plugin.progress import progress_bar
 from cure_plugin.sets import SetSpec
 
@@ -19,7 +22,7 @@ from cure_plugin.sets import SetSpec
 def certified_curves(
     certifier: Certifier,
     data: ImageData,
-    sets: Sequence[SetSpec],
+    sets: Sequence[SetSpec | str],
     factors: Sequence[float],
     progress: bool = False,
     label: str = "curves",
@@ -30,12 +33,24 @@ def certified_curves(
     bisection, all images of a set together.
 
     Args:
+        sets: specs, or their text.
         factors: increasing multiples of the sets' sizes.
 
     Returns:
         Set name (and ``union``) -> one share per factor.
+
+    Raises:
+        SpecError: factors that do not increase, sets that are none, or images that do not fit the net.
     """
-    parameter = next(certifier.net.parameters())
+    sets = read_specs(sets)
+    check_data(data, certifier)
+    if isinstance(factors, str) or not isinstance(factors, Sequence) or not factors:
+        raise SpecError(f"factors must be a list of increasing numbers >= 0, got {factors!r}")
+    for factor in factors:
+        check_number("factors", factor)
+    if any(one >= other for one, other in pairwise(factors)):
+        raise SpecError(f"factors must increase, got {list(factors)}")
+    parameter = like(certifier.net)
     x, y = data.batch(slice(0, len(data)), parameter.device)
     x = x.to(parameter.dtype)
     names = set_names(sets)

@@ -28,7 +28,12 @@ def decide_sets(
     Args:
         x: (B, *input_shape); y: labels (B,).
         generator: of the attack's random starts on the set of that name.
+
+    Raises:
+        SpecError: see :meth:`Certifier.decide`.
     """
+    for perturbation in sets.values():
+        x, y = certifier.checked(x, y, perturbation)
     covering = {name: [o for o in sets if o != name and sets[o].covers(sets[name])] for name in sets}
     decided: dict[str, list[Verdict]] = {}
     for name in sorted(sets, key=lambda name: len(covering[name])):

@@ -18,18 +18,19 @@ from cure_plugin.certification.certifier import Certifier
 from cure_plugin.certification.related import decide_sets
 from cure_plugin.certification.verdict import Verdict
 from cure_plugin.datasets import ImageData
-from cure_plugin.errors import DataError, OutputError
+from cure_plugin.errors import DataError, OutputError, SpecError
 from cure_plugin.files import write_text
+from cure_plugin.inputs import like
 from cure_plugin.progress import progress_bar
-from cure_plugin.sets import SetSpec
+from cure_plugin.sets import SetSpec, set_spec
 from cure_plugin.sets.names import told_apart
 
 
 def certify_dataset(
     certifier: Certifier,
     data: ImageData,
-    sets: Sequence[SetSpec],
-    path: Path | None = None,
+    sets: Sequence[SetSpec | str],
+    path: str | Path | None = None,
     seed: int = 0,
     progress: bool = False,
     label: str = "certify",
@@ -40,6 +41,7 @@ def certify_dataset(
     the verdicts of an undisturbed one.
 
     Args:
+        sets: specs, or their text.
         path: JSON-lines file to append to; images already in it are not redone, and a resumed run leaves the
             file that an undisturbed one does. Beside it, ``<path>.settings.json`` guards against mixing runs,
             and ``<path>.seconds.jsonl`` holds the times.
@@ -53,10 +55,13 @@ def certify_dataset(
         A set goes by its short name (``l2``), or as written (``l2=0.5``) where several share that.
 
     Raises:
-        SpecError: no set, or the same one twice.
+        SpecError: no set, or the same one twice, or images or labels that are none of the net's.
         DataError: ``path`` holds results of another net, data or list of sets.
         OutputError: ``path`` cannot be written.
     """
+    sets = read_specs(sets)
+    check_data(data, certifier)
+    path = None if path is None else Path(path)
     names = set_names(sets)
     settings = {
         "net": fingerprint(certifier.net),
@@ -89,6 +94,30 @@ def certify_dataset(
     return records
 
 
+def read_specs(sets: Sequence[SetSpec | str]) -> list[SetSpec]:
+    """The specs, those given as text read.
+
+    Raises:
+        SpecError: no list, or one that is no spec.
+    """
+    if isinstance(sets, str) or not isinstance(sets, Sequence):
+        raise SpecError(f"sets must be a list as ['linf=0.1', 'R(10)'], got {sets!r}")
+    return [set_spec(one) for one in sets]
+
+
+def check_data(data: ImageData, certifier: Certifier) -> None:
+    """Refuse data before any of it is worked on.
+
+    Raises:
+        SpecError: no :class:`ImageData` or no certifier, or images of another shape than the certifier's.
+    """
+    if not isinstance(data, ImageData) or not isinstance(certifier, Certifier):
+        found = f"{type(certifier).__name__} and {type(data).__name__}"
+        raise SpecError(f"a Certifier and ImageData(images, labels, classes) are needed, got {found}")
+    if data.shape != certifier.input_shape:
+        raise SpecError(f"the images are {data.shape}, the net takes {certifier.input_shape}; certify other images")
+
+
 def set_names(sets: Sequence[SetSpec]) -> list[str]:
     """A name for each set: the short one, or the set as written where several share the short one.
 
@@ -109,7 +138,7 @@ def _certify_batch(
     certifier: Certifier, data: ImageData, sets: dict[str, SetSpec], start: int, seed: int
 ) -> list[dict[str, Any]]:
     stop = min(start + certifier.batch_size, len(data))
-    parameter = next(certifier.net.parameters())
+    parameter = like(certifier.net)
     x, y = data.batch(slice(start, stop), parameter.device)
     x = x.to(parameter.dtype)
     with torch.no_grad():

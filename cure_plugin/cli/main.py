@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from cure_plugin import __version__
 from cure_plugin.certification.certifier import METHODS
@@ -26,6 +27,20 @@ from cure_plugin.vnncomp.verifiers import VERIFIERS
 from cure_plugin.vnncomp.vnnlib import VERSIONS
 
 INTERRUPTED = 130
+
+_EXAMPLES = {
+    "train": "demo_cure epochs=4 --out out/net",
+    "certify": "out/net/checkpoint.pt linf=0.1 l2=0.5 'R(10)' --images 100 --out out/certified",
+    "compare": "out/a/results.jsonl out/b/results.jsonl --out out/compared",
+    "export": "out/net/checkpoint.pt linf=8/255 --images 10 --out out/files",
+    "verify": "out/files/instances.csv --verifier cure --out out/verified",
+    "check": "out/files/instances.csv --counterexamples out/tool --out out/results.csv",
+    "bench check": "benchmarks/cure_patch",
+    "report": "cure=out/a/checkpoint.pt linf=out/b/checkpoint.pt --out out/report",
+    "sets": "",
+    "demo": "--out out/demo",
+}
+"""Arguments that each command's help shows."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,10 +66,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+class _Help(argparse.HelpFormatter):
+    """Tells the defaults that say something, and leaves the example on one line, to copy."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.default in (None, False, argparse.SUPPRESS) or "default" in (action.help or "")
+        return action.help if told or not action.option_strings else f"{action.help} (default: %(default)s)"
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("example: ") else super()._fill_text(text, width, indent)
+
+
+class _Command(argparse.ArgumentParser):
+    """The parser of one command."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        arguments = _EXAMPLES.get(prog.removeprefix("cure "))
+        epilog = None if arguments is None else f"example: {prog} {arguments}".rstrip()
+        super().__init__(prog=prog, formatter_class=_Help, epilog=epilog, **options)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cure", description="Multi-norm certified training on auto_LiRPA.")
+    parser = argparse.ArgumentParser(
+        prog="cure",
+        description="Multi-norm certified training on auto_LiRPA. Exit code 0: done; 2: an error, said on one line; "
+        "3: done, and a contradiction or a faulty benchmark was found; 130: interrupted.",
+        epilog="cure COMMAND --help shows an example of each",
+    )
     parser.add_argument("--version", action="version", version=f"cure_plugin {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
 
     command = commands.add_parser("train", help="train a net by a recipe")
     command.add_argument("recipe", help=f"a .yaml file or one of: {', '.join(_grouped(shipped_recipes()))}")
@@ -64,7 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(command)
     command.set_defaults(run=train)
 
-    command = commands.add_parser("certify", help="certify a net for a list of sets and their union")
+    command = commands.add_parser(
+        "certify",
+        help="certify a net for a list of sets and their union",
+    )
     command.add_argument("model", type=Path, help="our checkpoint, a state_dict (with --net) or an ONNX file")
     command.add_argument(
         "sets", nargs="+", metavar="SET", help="e.g. linf=8/255 l2=0.5 l1=1 'R(10)' patch=5x5, or a .yaml list of them"
@@ -78,13 +121,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, help="folder for results, summary.json and reports")
     command.set_defaults(run=certify)
 
-    command = commands.add_parser("compare", help="two results files of the same images and sets, with a test")
+    command = commands.add_parser(
+        "compare",
+        help="two results files of the same images and sets, with a test",
+    )
     command.add_argument("first", type=Path, metavar="A.jsonl", help="results.jsonl of cure certify")
     command.add_argument("second", type=Path, metavar="B.jsonl", help="the other net's")
     command.add_argument("--out", type=Path, help="folder for compare.md and compare.csv")
     command.set_defaults(run=compare)
 
-    command = commands.add_parser("export", help="write ONNX and VNNLIB files")
+    command = commands.add_parser(
+        "export",
+        help="write ONNX and VNNLIB files",
+    )
     command.add_argument("model", type=Path, help="our checkpoint (.pt)")
     command.add_argument("sets", nargs="*", metavar="SET", help="sets to write instances for, as for certify")
     _add_test_images(command, 10)
@@ -95,7 +144,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, help="folder for onnx/, vnnlib/ and instances.csv")
     command.set_defaults(run=export)
 
-    command = commands.add_parser("verify", help="ask a verifier about every line of an instances.csv")
+    command = commands.add_parser(
+        "verify",
+        help="ask a verifier about every line of an instances.csv",
+    )
     command.add_argument("instances", type=Path, metavar="INSTANCES.csv", help="onnx,vnnlib,timeout; paths beside it")
     command.add_argument(
         "--verifier", required=True, help=f"{', '.join(VERIFIERS)}, or a .yaml file that describes one"
@@ -104,19 +156,28 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, help="folder for results.csv and counterexamples/")
     command.set_defaults(run=verify)
 
-    command = commands.add_parser("check", help="replay a tool's counterexamples on onnxruntime")
+    command = commands.add_parser(
+        "check",
+        help="replay a tool's counterexamples on onnxruntime",
+    )
     command.add_argument("instances", type=Path, metavar="INSTANCES.csv", help="as for verify")
     command.add_argument("--counterexamples", type=Path, required=True, help="folder of the tool's results files")
     command.add_argument("--out", type=Path, default=Path("results.csv"), help="file to write")
     command.set_defaults(run=check)
 
     command = commands.add_parser("bench", help="VNN-COMP benchmark roots")
-    bench = command.add_subparsers(required=True, metavar="COMMAND")
-    command = bench.add_parser("check", help="look at a generated root as the platform would")
+    bench = command.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
+    command = bench.add_parser(
+        "check",
+        help="look at a generated root as the platform would",
+    )
     command.add_argument("folder", type=Path, metavar="DIR")
     command.set_defaults(run=bench_check)
 
-    command = commands.add_parser("report", help="an HTML page that compares trained nets")
+    command = commands.add_parser(
+        "report",
+        help="an HTML page that compares trained nets",
+    )
     command.add_argument("models", nargs="+", metavar="name=checkpoint.pt", help="nets to compare")
     command.add_argument("--sets", nargs="+", default=list(SETS), metavar="SET", help="as for certify")
     _add_test_images(command, 200)
@@ -126,7 +187,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("sets", help="list the known perturbation sets and their parameters")
     command.set_defaults(run=_sets)
 
-    command = commands.add_parser("demo", help="the whole way on shipped data: train, certify, export, report")
+    command = commands.add_parser(
+        "demo",
+        help="the whole way on shipped data: train, certify, export, report",
+    )
     command.add_argument("--out", type=Path, default=Path("out/demo"), help="folder; an earlier run there is reused")
     command.set_defaults(run=_demo)
     return parser

@@ -12,6 +12,7 @@ from cure_plugin.certification import Certifier
 from cure_plugin.checkpoint import load_net, load_state_dict
 from cure_plugin.errors import SpecError
 from cure_plugin.export import read_onnx_net
+from cure_plugin.inputs import like
 from cure_plugin.nets import NetSpec
 from cure_plugin.sets import SetSpec, read_sets, set_spec
 
@@ -53,7 +54,7 @@ def load_model(path: Path, named: NetSpec | None = None) -> tuple[nn.Module, tup
 
 def settings_line(options: argparse.Namespace, specs: Sequence[SetSpec], certifier: Certifier) -> str:
     """What a run certified and how, in words."""
-    precision = str(next(certifier.net.parameters()).dtype).removeprefix("torch.")
+    precision = str(like(certifier.net).dtype).removeprefix("torch.")
     return (
         f"First {options.images} test images of {options.on}; sets {', '.join(map(str, specs))}; methods "
         f"{', '.join(certifier.methods)} in {precision}; attacks of {certifier.attack_steps} steps and "

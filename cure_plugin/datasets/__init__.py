@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cure_plugin.checks import check_count
 from cure_plugin.datasets.cifar import read_cifar10
 from cure_plugin.datasets.idx import read_mnist
 from cure_plugin.datasets.tinyimagenet import read_tinyimagenet
 from cure_plugin.errors import DataError, SpecError
+from cure_plugin.inputs import check_labels
 
 __all__ = ["DATASETS", "ImageData", "load_data"]
 
@@ -29,11 +31,23 @@ class ImageData:
         images: (N, C, H, W), uint8.
         labels: (N,), int64.
         classes: number of classes.
+
+    Raises:
+        SpecError: images of another kind or shape, or labels that are none of so many classes.
     """
 
     images: Tensor
     labels: Tensor
     classes: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.images, Tensor) or self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            found = type(self.images).__name__
+            if isinstance(self.images, Tensor):
+                found = f"{self.images.dtype} {tuple(self.images.shape)}"
+            raise SpecError(f"images must be uint8 (N, C, H, W), got {found}; give (255 * x).round().byte()")
+        check_count("classes", self.classes, 2)
+        check_labels(self.labels, self.classes, len(self.images))
 
     def __len__(self) -> int:
         return int(self.images.shape[0])

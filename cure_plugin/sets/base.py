@@ -20,6 +20,7 @@ from auto_LiRPA.utils import eyeC
 from torch import Tensor
 
 from cure_plugin.errors import SpecError
+from cure_plugin.inputs import check_float_batch
 from cure_plugin.sets.rows import Rows, dot, rows_of_matrix, rows_of_patches
 
 if TYPE_CHECKING:
@@ -233,13 +234,21 @@ def check_batch(x: Tensor) -> None:
     Raises:
         SpecError: not a float tensor with a batch axis, empty, or holding NaN or infinity.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
-        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise SpecError(f"x must be a float batch of shape (B, ...), got {shape}; add a batch axis or convert")
+    check_float_batch(x)
     if x.numel() == 0:
         raise SpecError(f"x is empty (shape {tuple(x.shape)}); give at least one image")
     if not bool(torch.isfinite(x).all()):
         raise SpecError("x holds NaN or infinite values; clean the images before bounding them")
+
+
+def check_set(perturbation: Any) -> None:
+    """Refuse what is no set.
+
+    Raises:
+        SpecError: no :class:`PerturbationSet`.
+    """
+    if not isinstance(perturbation, PerturbationSet):
+        raise SpecError(f"perturbation must be a cure_plugin set, got {perturbation!r}; see set_spec(text).build()")
 
 
 def per_image(value: Tensor, x: Tensor) -> Tensor:
@@ -264,6 +273,7 @@ def check_domain(x: Tensor, domain: Domain) -> None:
     Raises:
         SpecError: a value further than :data:`DOMAIN_TOLERANCE` outside.
     """
+    check_float_batch(x)
     lowest, highest = domain
     if bool((x < lowest - DOMAIN_TOLERANCE).any() or (x > highest + DOMAIN_TOLERANCE).any()):
         raise SpecError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cure_plugin.errors import SpecError
+from cure_plugin.inputs import check_float_batch
 from cure_plugin.sets.base import Domain, PerturbationSet, check_domain, per_image, shown_domain
 from cure_plugin.sets.linear_minimum import box_minimum, in_chunks, l1_box_maximizer, l1_box_minimum, l2_box_minimum
 from cure_plugin.sets.rows import Rows
@@ -83,6 +84,7 @@ class PerturbationLpBall(PerturbationSet):
 
     def _radius(self, x: Tensor) -> Tensor:
         """eps as a tensor (B,) like ``x``."""
+        check_float_batch(x)
         radius = torch.as_tensor(self.eps, dtype=x.dtype, device=x.device)
         if radius.ndim == 1 and radius.shape[0] != x.shape[0]:
             raise SpecError(f"eps has {radius.shape[0]} radii but x has {x.shape[0]} samples; give one per sample")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cure_plugin.checks import check_number
-from cure_plugin.inputs import check_labels
+from cure_plugin.inputs import check_labels, check_pair, evaluated
 from cure_plugin.training.objective import Outcome
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -20,7 +20,8 @@ def natural_loss(model: nn.Module) -> BatchLoss:
     """Cross entropy of the clean batch as a loss for :func:`run_epoch`."""
 
     def loss(x: Tensor, y: Tensor) -> Outcome:
-        logits = model(x)
+        check_pair(x, y, model)
+        logits = evaluated(model, x)
         check_labels(y, logits.shape[1])
         return Outcome(F.cross_entropy(logits, y), {})
 

@@ -14,6 +14,7 @@ from cure_plugin.attacks import pgd_variables
 from cure_plugin.checks import check_count, check_number
 from cure_plugin.errors import SpecError
 from cure_plugin.folding import AttackNet
+from cure_plugin.inputs import check_generator, check_pair
 from cure_plugin.nets import Normalize
 from cure_plugin.sets import PerturbationSet
 from cure_plugin.sets.base import check_batch
@@ -198,6 +199,8 @@ class CureObjective:
         if not 0 <= scale <= 1:
             raise SpecError(f"scale must lie in [0, 1], got {scale!r}")
         check_batch(x)  # before BatchNorm's running statistics take anything in
+        check_pair(x, y, model)
+        check_generator(generator)
         if self.strategy == "random":
             parts = random_partition(x.shape[0], len(self.sets), generator)
             chosen = [k for k, part in enumerate(parts) if len(part)]  # a batch may be smaller than the number of sets
