@@ -62,7 +62,7 @@ def check_pair(x: Any, y: Any, net: nn.Module) -> None:
     Raises:
         SpecError: no float batch (B, ...) of the net's type and device, or labels that are no torch.long (B,).
     """
-    check_float_batch(x)
+    check_float_batch(x, axes=1)
     if not isinstance(net, nn.Module):
         raise SpecError(f"net must be a torch.nn.Module, got {type(net).__name__}; wrap a function in a Module")
     own = like(net)
@@ -72,14 +72,17 @@ def check_pair(x: Any, y: Any, net: nn.Module) -> None:
     _check_long(y, len(x))
 
 
-def check_float_batch(x: Any) -> None:
+def check_float_batch(x: Any, axes: int = 2) -> None:
     """Refuse what no set is around.
+
+    Args:
+        axes: the fewest that it has.
 
     Raises:
         SpecError: no dense tensor of floating-point numbers with a batch axis.
     """
     plain = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta and not x.is_nested
-    if not plain or not x.is_floating_point() or x.ndim < 2:
+    if not plain or not x.is_floating_point() or x.ndim < axes:
         shape = f"{_name(x.dtype)} {tuple(x.shape)}" if plain else type(x).__name__
         raise SpecError(f"x must be a float batch of shape (B, ...), got {shape}; add a batch axis or convert")
 
