@@ -49,15 +49,19 @@ from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.bounds.margins import crown_bounds
 from cure_plugin.bounds.memory import bytes_per_image
 from cure_plugin.bounds.module import bounded_module
+from cure_plugin.certification import Certifier
 from cure_plugin.modes import frozen
 from cure_plugin.sets import set_spec
 net, method = eval(f"nn.Sequential({sys.argv[1]})").eval(), sys.argv[2]
 bounded = bounded_module(net, (3, 16, 16))
 assert bounded.bound_opts["conv_mode"] == "matrix"
 x, y, ball = 0.5 + 0.1 * torch.rand(1, 3, 16, 16), torch.tensor([0]), set_spec("l2=2").build()
+certifier = Certifier(net, (3, 16, 16), alpha_iterations=5)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with frozen(net):
-    if method == "CROWN":
+    if method == "alpha-CROWN":
+        certifier.lower_bound(x, y, set_spec("linf=0.5").build(), method)
+    elif method == "CROWN":
         crown_bounds(bounded, x, y, set_spec("linf=0.5").build())
     else:
         CoupledBounds(bounded, 6, 6, 2).bounds(x, y, ball, target=torch.tensor([float("inf")]))
@@ -80,7 +84,7 @@ def test_constants_written_out_take_no_more_than_normalize() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["CROWN", "coupled"])
+@pytest.mark.parametrize("method", ["CROWN", "coupled", "alpha-CROWN"])
 @pytest.mark.parametrize("name", NETS)
 def test_the_estimate_for_matrix_mode_is_right_by_a_factor_of_two(name: str, method: str) -> None:
     used, estimate = printed(MATRIX, NETS[name], method)

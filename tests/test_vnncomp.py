@@ -89,7 +89,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("roots") / "cure_small"
     generator = np.random.default_rng(0)
     spec = {"name": "cure_small", "timeout": 20, "strata": dict.fromkeys(STRATA, 3), "nets": ["net.onnx"]}
-    images = generator.integers(0, 256, (6, 1, 8, 8)).astype(np.uint8)
+    images = generator.integers(0, 256, (3, 1, 8, 8)).astype(np.uint8)
     torch.manual_seed(0)
     net = small_net("plain")
     root = Root(spec, [], {"images": images}, {"net.onnx": onnx_model(net, (1, 8, 8))})
