@@ -31,6 +31,7 @@ setup(
         "plot": ["matplotlib>=3.7"],
         "verify": ["maraboupy>=2.0; python_version < '3.12'", "vnnlib>=1.0"],
         "dev": [
+            "filelock>=3",
             "pytest>=7",
             "pytest-timeout>=2",
             "pytest-xdist>=3",

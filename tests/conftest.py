@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is there, and for the processes that tests start
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 import cure_plugin  # noqa: F401  (mends auto_LiRPA before any test imports it)
@@ -80,6 +82,29 @@ def small_net(front: str, channels: int = 1) -> nn.Sequential:
 def seeded() -> Iterator[None]:
     torch.manual_seed(0)
     yield
+
+
+Shared = Callable[[str, Callable[[Path], None]], Path]
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """``made_once(name, make)``: a folder that ``make`` fills, once for all processes that run tests."""
+    together = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        together = together.parent
+
+    def folder(name: str, make: Callable[[Path], None]) -> Path:
+        path = together / f"once {name}"
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                unfinished = path.with_suffix(".part")
+                unfinished.mkdir()
+                make(unfinished)
+                unfinished.rename(path)
+        return path
+
+    return folder
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.certification import Certifier, certify_dataset, summarize, wilson_interval
 from cure_plugin.certification.curves import certified_curves
 from cure_plugin.certification.report import union_status
+from cure_plugin.checkpoint import load_net
 from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import DataError, SpecError
 from cure_plugin.report import text_table
@@ -29,8 +31,12 @@ SPECS = [set_spec(text) for text in ("linf=0.05", "l2=0.4", "l1=1.0")]
 
 
 @pytest.fixture(scope="module")
-def net() -> nn.Module:
+def net(made_once: Callable[..., Path]) -> nn.Module:
     """A net with all three kinds of verdict, trained for a few seconds."""
+    return load_net(made_once("net of all verdicts", train) / "checkpoint.pt")[1]
+
+
+def train(folder: Path) -> None:
     recipe = load_recipe(
         "demo_cure",
         {
@@ -42,7 +48,7 @@ def net() -> nn.Module:
             "gradient_projection": 0,
         },
     )
-    return Trainer(recipe, load_data("mnist-slice", True).first(2000)).run()
+    Trainer(recipe, load_data("mnist-slice", True).first(2000), folder).run()
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +167,7 @@ def test_summary_matches_a_recount(certifier: Certifier, data: ImageData) -> Non
 
 
 def test_curves_fall_and_meet_the_summary(certifier: Certifier, data: ImageData) -> None:
-    factors = (0.0, 0.5, 1.0, 2.0)
+    data, factors = data.first(12), (0.0, 0.5, 1.0, 2.0)
     curves = certified_curves(certifier, data, SPECS, factors)
     for shares in curves.values():
         assert list(shares) == sorted(shares, reverse=True)

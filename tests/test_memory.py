@@ -88,8 +88,8 @@ def test_constants_written_out_take_no_more_than_normalize() -> None:
 @pytest.mark.parametrize("name", NETS)
 def test_the_estimate_for_matrix_mode_is_right_by_a_factor_of_two(name: str, method: str) -> None:
     used, estimate = printed(MATRIX, NETS[name], method)
-    # coupling leaves a LeakyReLU to auto_LiRPA, so that no rows are kept for gradients
-    assert 0.5 < estimate / used < (4 if (name, method) == ("leaky", "coupled") else 2)
+    # coupling and alpha-CROWN leave a LeakyReLU to auto_LiRPA, so that no rows are kept for gradients
+    assert 0.5 < estimate / used < (5 if name == "leaky" and method != "CROWN" else 2)
 
 
 def test_constants_written_out_are_expected_to_take_what_normalize_does() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +13,7 @@ from cure_plugin import PerturbationGeometric, PerturbationPatch, PerturbationSe
 from cure_plugin.attacks import find_counterexample
 from cure_plugin.certification import Certifier
 from cure_plugin.certification.splitting import prove_by_splitting
+from cure_plugin.checkpoint import load_net
 from cure_plugin.datasets import load_data
 from cure_plugin.errors import SpecError
 from cure_plugin.sets import set_spec
@@ -17,11 +21,15 @@ from cure_plugin.training import Trainer, load_recipe
 
 
 @pytest.fixture(scope="module")
-def net() -> nn.Module:
+def net(made_once: Callable[..., Path]) -> nn.Module:
+    return load_net(made_once("net for splitting", train) / "checkpoint.pt")[1]
+
+
+def train(folder: Path) -> None:
     recipe = load_recipe(
         "demo_linf", {"epochs": 3, "ramp_epochs": 1, "batch_size": 50, "attack_steps": 2, "milestones": []}
     )
-    return Trainer(recipe, load_data("mnist-slice", True).first(2000)).run()
+    Trainer(recipe, load_data("mnist-slice", True).first(2000), folder).run()
 
 
 @pytest.mark.parametrize("text, count", [("R(8)", 5), ("R(2) Sh(2)", 3), ("patch=2x2", 2)])

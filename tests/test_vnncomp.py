@@ -85,8 +85,11 @@ def candidates_of(net: torch.nn.Module, root: Root, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("roots") / "cure_small"
+def made(made_once: Callable[..., Path]) -> Path:
+    return made_once("roots", lambda folder: make_root(folder / "cure_small")) / "cure_small"
+
+
+def make_root(folder: Path) -> None:
     generator = np.random.default_rng(0)
     spec = {"name": "cure_small", "timeout": 20, "strata": dict.fromkeys(STRATA, 3), "nets": ["net.onnx"]}
     images = generator.integers(0, 256, (3, 1, 8, 8)).astype(np.uint8)
@@ -98,7 +101,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "asked.onnx").unlink()
     write_root(folder, root, "# cure_small\n")
     run_generator(folder, 1)
-    return folder
 
 
 @pytest.fixture

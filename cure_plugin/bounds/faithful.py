@@ -62,7 +62,7 @@ def check_same(bounded: BoundedModule, model: nn.Module, example: Tensor) -> Non
     drawn = torch.rand(shape, generator=generator), 3 * torch.randn(shape, generator=generator)
     points = torch.cat([constants, *drawn]).to(example)
     with evaluation_mode(model), torch.no_grad():
-        for some in (points, example, *points[:3].split(1), points[-2:], points):
+        for some in (points, example, points[:1], points[-2:], points):
             try:
                 expected = model(some)
             except Exception as error:  # whatever a net of somebody else raises

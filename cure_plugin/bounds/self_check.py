@@ -98,16 +98,20 @@ def _points(
     inside = [ball.sample(x, generator) for _ in range(_RANDOM // 2)]
     signs = (torch.randint(0, 2, (_RANDOM // 2, *x.shape), generator=generator, device=x.device) * 2 - 1).to(x)
     yield torch.stack([*inside, *(ball.ascend(x, x, sign, 1.0) for sign in signs)])
-    for name in nodes:
-        with torch.enable_grad():
-            start = x.repeat(_ENTRIES, *[1] * (x.ndim - 1)).requires_grad_()
-            bounded(start)
+    many = len(nodes) * _ENTRIES
+    with torch.enable_grad():
+        start = x.repeat(many, *[1] * (x.ndim - 1)).requires_grad_()
+        bounded(start)
+        followed = start.new_zeros(())
+        for at, name in enumerate(nodes):
             value = bounded[name].forward_value.flatten(1)
-            entry = torch.randint(value.shape[1], (len(value), 1), generator=generator, device=x.device)
-            (gradient,) = torch.autograd.grad(value.gather(1, entry).sum(), start, allow_unused=True)
-        if gradient is not None:
-            steps = gradient.view(_ENTRIES, *x.shape)
-            yield torch.stack([ball.ascend(x, x, sign * step, 1.0) for step in steps for sign in (1, -1)])
+            if len(value) == len(start):
+                own = value[at * _ENTRIES * len(x) : (at + 1) * _ENTRIES * len(x)]
+                entry = torch.randint(own.shape[1], (len(own), 1), generator=generator, device=x.device)
+                followed = followed + own.gather(1, entry).sum()
+        gradient = torch.autograd.grad(followed, start)[0] if followed.requires_grad else torch.zeros_like(start)
+    steps = gradient.view(many, *x.shape)
+    yield torch.stack([ball.ascend(x, x, sign * step, 1.0) for step in steps for sign in (1, -1)])
 
 
 def _broken(bounded: BoundedModule, points: Tensor, bounds: dict[str, Found]) -> str | None:
