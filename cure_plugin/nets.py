@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cure_plugin.checks import check_shape
 from cure_plugin.errors import SpecError
 
 
@@ -119,7 +120,8 @@ def build_net(spec: NetSpec, generator: torch.Generator | None = None) -> nn.Seq
     Raises:
         SpecError: an unknown name; the message lists the known ones.
     """
-    if spec.name not in NETS:
+    check_shape("input_shape", spec.input_shape)
+    if not isinstance(spec.name, str) or spec.name not in NETS:
         raise SpecError(f"unknown net {spec.name!r}; known: {', '.join(NETS)}")
     layers = NETS[spec.name](spec)
     if spec.mean:

@@ -21,11 +21,12 @@ from cure_plugin.certification import Certifier, certify_dataset
 from cure_plugin.certification.compare import compare_files
 from cure_plugin.certification.curves import certified_curves
 from cure_plugin.certification.related import decide_sets
-from cure_plugin.datasets import ImageData
+from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import CureError
 from cure_plugin.inputs import plain_net
+from cure_plugin.nets import NetSpec, build_net
 from cure_plugin.sets import set_spec
-from cure_plugin.training import CureObjective, TrainingSet, ibp_loss, natural_loss
+from cure_plugin.training import CureObjective, Trainer, TrainingSet, ibp_loss, load_recipe, natural_loss
 
 SHAPE = (1, 8, 8)
 BALL = PerturbationLpBall(math.inf, 0.02)
@@ -35,6 +36,7 @@ with torch.no_grad():
     Y = NET(X).argmax(1)
 OPTIONS: dict[str, Any] = {"attack_steps": 2, "restarts": 1, "alpha_iterations": 2}
 CERTIFIER = Certifier(NET, SHAPE, **OPTIONS)
+DATA = load_data("mnist-slice", False).first(2)
 USUAL = CERTIFIER.lower_bound(X, Y, BALL, "CROWN")
 
 IMAGES: dict[str, tuple[Any, str]] = {
@@ -378,6 +380,57 @@ def test_pixels_of_0_to_255_are_refused_by_every_set(perturbation: Any) -> None:
     for y in (Y, (Y + 1) % 3):
         with pytest.raises(CureError, match="outside domain"):
             CERTIFIER.decide(X * 255, y, perturbation)
+
+
+WRONG: list[Any] = [None, "x", b"1", [], {}, object(), 1j, math.nan, torch.tensor([0.1, -0.2]), lambda x: x]
+
+MADE_OF: dict[str, Callable[[Any], object]] = {
+    "norm": lambda wrong: PerturbationLpBall(wrong, 0.1),
+    "eps": lambda wrong: PerturbationLpBall(2, wrong),
+    "domain": lambda wrong: PerturbationLpBall(2, 0.1, wrong if wrong is not None else ()),  # type: ignore[arg-type]
+    "side": lambda wrong: PerturbationPatch(wrong, 2),
+    "block": lambda wrong: PerturbationPatch(2, 2, wrong if wrong is not None else ()),  # type: ignore[arg-type]
+    "patch domain": lambda wrong: PerturbationPatch(2, 2, None, wrong),
+    "transformations": lambda wrong: PerturbationGeometric(wrong, [0], [1]),
+    "lower": lambda wrong: PerturbationGeometric(["R"], wrong, [1]),
+    "members": lambda wrong: PerturbationUnion(wrong),
+    "spec": lambda wrong: set_spec(wrong),
+    "net": lambda wrong: Certifier(wrong, SHAPE),
+    "shape": lambda wrong: Certifier(NET, wrong),
+    "methods": lambda wrong: Certifier(NET, SHAPE, wrong if wrong != [] else None),  # type: ignore[arg-type]
+    "memory": lambda wrong: Certifier(NET, SHAPE, memory=wrong),
+    "pieces": lambda wrong: Certifier(NET, SHAPE, pieces=wrong),
+    "wrapped": lambda wrong: bounded_module(wrong, SHAPE),
+    "wrapped shape": lambda wrong: bounded_module(NET, wrong),
+    "training set": lambda wrong: TrainingSet(wrong),
+    "loss": lambda wrong: TrainingSet(BALL, loss=wrong),
+    "ratio": lambda wrong: TrainingSet(BALL, ratio=wrong),
+    "mix": lambda wrong: TrainingSet(BALL, loss="cc-ibp", mix=wrong),
+    "sets": lambda wrong: CureObjective(wrong if wrong != [] else [None]),
+    "bounded": lambda wrong: CureObjective([TrainingSet(BALL)])(wrong, NET, X, Y),
+    "model": lambda wrong: CureObjective([TrainingSet(BALL)])(bounded_module(NET, SHAPE), wrong, X, Y),
+    "scale": lambda wrong: CureObjective([TrainingSet(BALL)])(bounded_module(NET, SHAPE), NET, X, Y, wrong),
+    "recipe": lambda wrong: load_recipe(wrong),
+    "overrides": lambda wrong: load_recipe("demo_cure", wrong if wrong not in (None, {}) else [1]),
+    "recipe's data": lambda wrong: load_recipe("demo_cure", {"data": wrong}),
+    "recipe's epochs": lambda wrong: load_recipe("demo_cure", {"epochs": wrong}),
+    "data set": lambda wrong: load_data(wrong, True),
+    "trainer's recipe": lambda wrong: Trainer(wrong, DATA),
+    "trainer's data": lambda wrong: Trainer(load_recipe("demo_cure"), wrong),
+    "kind of net": lambda wrong: build_net(NetSpec(wrong, (1, 28, 28))),
+    "net's shape": lambda wrong: build_net(NetSpec("cnn_tiny", wrong)),
+    "certified data": lambda wrong: certify_dataset(CERTIFIER, wrong, [set_spec("linf=0.1")]),
+    "certified sets": lambda wrong: certify_dataset(CERTIFIER, DATA, wrong),
+    "certifier": lambda wrong: certify_dataset(wrong, DATA, [set_spec("linf=0.1")]),
+}
+
+
+@pytest.mark.parametrize("name", MADE_OF)
+def test_arguments_of_another_kind_are_refused_in_one_line(name: str) -> None:
+    for wrong in WRONG:
+        with pytest.raises(CureError) as caught:
+            MADE_OF[name](wrong)
+        assert "\n" not in str(caught.value), wrong
 
 
 def test_there_are_many() -> None:

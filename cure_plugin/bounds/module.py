@@ -22,6 +22,7 @@ from cure_plugin.bounds.operators import PATCHES, REFUSED, unreadable, verdict
 from cure_plugin.bounds.s_shaped import mend_s_shaped
 from cure_plugin.bounds.self_check import violation
 from cure_plugin.bounds.spelling import spelled_out
+from cure_plugin.checks import check_shape
 from cure_plugin.errors import SpecError
 from cure_plugin.inputs import like, plain_net
 from cure_plugin.modes import evaluation_mode, frozen
@@ -68,6 +69,7 @@ def bounded_module(
             node, its operator and what to do instead.
     """
     model = plain_net(model)
+    input_shape = check_shape("input_shape", input_shape)
     reference = like(model)
     if reference.dtype in LOW_PRECISION:
         raise SpecError(

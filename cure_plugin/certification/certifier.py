@@ -18,7 +18,7 @@ from cure_plugin.bounds.module import LOW_PRECISION
 from cure_plugin.certification.bounder import Bounder
 from cure_plugin.certification.splitting import SplitResult, prove_by_splitting
 from cure_plugin.certification.verdict import Progress, Verdict
-from cure_plugin.checks import check_count
+from cure_plugin.checks import check_count, check_shape
 from cure_plugin.errors import SpecError
 from cure_plugin.inputs import check_generator, check_weights, images, labels, like, plain_net
 from cure_plugin.sets import PerturbationSet
@@ -100,7 +100,7 @@ class Certifier:
         if like(net).dtype in LOW_PRECISION:
             net = copy.deepcopy(net).double()
         self.net = net.eval()
-        self.input_shape = tuple(input_shape)
+        self.input_shape = check_shape("input_shape", input_shape)
         self.methods = tuple(methods)
         self.attack_steps, self.restarts = attack_steps, restarts
         self.alpha_iterations, self.memory = alpha_iterations, memory

@@ -120,7 +120,7 @@ def load_data(name: str, train: bool, root: str | Path | None = None) -> ImageDa
         SpecError: an unknown name.
         DataError: no root given, or a folder or file that is missing, truncated or malformed.
     """
-    if name not in DATASETS:
+    if not isinstance(name, str) or name not in DATASETS:
         raise SpecError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
     subfolder, reader, classes = DATASETS[name]
     folder = Path()

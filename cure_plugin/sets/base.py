@@ -19,6 +19,7 @@ from auto_LiRPA.perturbations import PerturbationLpNorm
 from auto_LiRPA.utils import eyeC
 from torch import Tensor
 
+from cure_plugin.checks import is_number
 from cure_plugin.errors import SpecError
 from cure_plugin.inputs import check_float_batch
 from cure_plugin.sets.rows import Rows, dot, rows_of_matrix, rows_of_patches
@@ -262,7 +263,8 @@ def open_interval(domain: tuple[float, float]) -> tuple[float, float]:
     Raises:
         SpecError: it holds nothing but an end.
     """
-    if not domain[0] < domain[1]:
+    pair = isinstance(domain, tuple | list) and len(domain) == 2 and all(is_number(end) for end in domain)
+    if not pair or not domain[0] < domain[1]:
         raise SpecError(f"domain must be (lowest, highest) with lowest < highest, got {domain!r}")
     return float(domain[0]), float(domain[1])
 
@@ -284,7 +286,7 @@ def check_domain(x: Tensor, domain: Domain) -> None:
 
 def shown_domain(domain: Domain | None) -> str:
     """``domain`` for messages, without the contents of tensors."""
-    if domain is None:
-        return "None"
+    if not isinstance(domain, tuple | list):
+        return repr(domain)
     ends = (f"tensor{tuple(end.shape)}" if isinstance(end, Tensor) else str(end) for end in domain)
     return f"({', '.join(ends)})"

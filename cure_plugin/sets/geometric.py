@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from cure_plugin.checks import as_numbers, check_type
 from cure_plugin.errors import SpecError
 from cure_plugin.sets.base import PerturbationSet, check_batch, check_domain, open_interval
 from cure_plugin.sets.geometry import interval_hull, linear_planes, parameter_names, parse_transformation, transform
@@ -77,9 +78,10 @@ class PerturbationGeometric(PerturbationSet):
         domain: tuple[float, float] | None = (0.0, 1.0),
     ) -> None:
         super().__init__()
+        check_type("names", names, (list, tuple), "a list of transformations, as ['R', 'Sh']")
         self.names = tuple(names)
-        self.lower = torch.as_tensor(lower, dtype=torch.float64)
-        self.upper = torch.as_tensor(upper, dtype=torch.float64)
+        self.lower = as_numbers("lower", lower, dtype=torch.float64)
+        self.upper = as_numbers("upper", upper, dtype=torch.float64)
         self.parameters = parameter_names(self.names)
         count = len(self.parameters)
         if self.lower.shape != self.upper.shape or self.lower.ndim not in (1, 2) or self.lower.shape[-1] != count:

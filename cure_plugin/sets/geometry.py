@@ -82,7 +82,7 @@ def parameter_names(names: Sequence[str]) -> tuple[str, ...]:
     >>> parameter_names(("R", "T"))
     ('R', 'Tx', 'Ty')
     """
-    unknown = [name for name in names if name not in _COLUMNS]
+    unknown = [name for name in names if not isinstance(name, str) or name not in _COLUMNS]
     if unknown or not names:
         raise SpecError(f"transformation {tuple(names)!r}: give at least one of {', '.join(_COLUMNS)}")
     return tuple(column for name in names for column in _COLUMNS[name])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from cure_plugin.checks import is_number
 from cure_plugin.errors import SpecError
 from cure_plugin.inputs import check_float_batch
 from cure_plugin.sets.base import Domain, PerturbationSet, check_domain, per_image, shown_domain
@@ -45,7 +46,7 @@ class PerturbationLpBall(PerturbationSet):
 
     def __init__(self, norm: float, eps: float | Tensor, domain: Domain | None = (0.0, 1.0)) -> None:
         super().__init__()
-        if norm not in (1, 2, math.inf):
+        if not is_number(norm) or norm not in (1, 2, math.inf):
             raise SpecError(f"norm must be 1, 2 or inf, got {norm!r}")
         self.p = float(norm)
         self.name = "linf" if self.p == math.inf else f"l{int(self.p)}"
@@ -303,6 +304,8 @@ class PerturbationLpBall(PerturbationSet):
 
 def _is_interval(domain: Domain) -> bool:
     """Whether ``domain`` is a pair of numbers or tensors, the first nowhere above the second."""
-    if len(domain) != 2 or not all(isinstance(end, int | float | Tensor) for end in domain):
+    if not isinstance(domain, tuple | list) or len(domain) != 2:
+        return False
+    if not all(isinstance(end, int | float | Tensor) for end in domain):
         return False
     return bool(torch.as_tensor(domain[0] <= domain[1]).all())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cure_plugin.checks import check_number
+from cure_plugin.checks import as_numbers, check_number, is_number
 from cure_plugin.errors import SpecError
 from cure_plugin.sets.base import PerturbationSet, check_batch, check_domain, open_interval
 from cure_plugin.sets.lp import PerturbationLpBall
@@ -50,10 +50,10 @@ class PerturbationPatch(PerturbationSet):
         domain: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         super().__init__()
-        if height < 1 or width < 1 or int(height) != height or int(width) != width:
+        if not all(is_number(side) and side >= 1 and side % 1 == 0 for side in (height, width)):
             raise SpecError(f"a patch needs whole sides of at least 1 pixel, got {height!r} x {width!r}")
-        ends = None if block is None else torch.as_tensor(block)
-        if ends is not None and (ends.shape[-1] != 4 or bool((ends[..., ::2] > ends[..., 1::2]).any())):
+        ends = None if block is None else as_numbers("block", block)
+        if ends is not None and (ends.shape[-1:] != (4,) or bool((ends[..., ::2] > ends[..., 1::2]).any())):
             raise SpecError(f"block must be (r0, r1, c0, c1) with r0 <= r1 and c0 <= c1, got {block!r}")
         self.height, self.width, self.block = int(height), int(width), ends
         self.domain = open_interval(domain)

@@ -8,6 +8,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from cure_plugin.checks import check_type
 from cure_plugin.errors import SpecError
 from cure_plugin.sets.base import PerturbationSet
 from cure_plugin.sets.rows import Rows
@@ -25,6 +26,7 @@ class PerturbationUnion(PerturbationSet):
 
     def __init__(self, members: Sequence[PerturbationSet]) -> None:
         super().__init__()
+        check_type("members", members, (list, tuple), "a list of cure_plugin sets")
         if not members:
             raise SpecError("a union needs at least one member set, got none")
         for member in members:

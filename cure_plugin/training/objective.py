@@ -11,7 +11,7 @@ from auto_LiRPA import BoundedModule
 from torch import Tensor, nn
 
 from cure_plugin.attacks import pgd_variables
-from cure_plugin.checks import check_count, check_number
+from cure_plugin.checks import check_count, check_number, check_type, is_number
 from cure_plugin.errors import SpecError
 from cure_plugin.folding import AttackNet
 from cure_plugin.inputs import check_generator, check_pair
@@ -69,9 +69,9 @@ class TrainingSet:
         if not isinstance(self.perturbation, PerturbationSet):
             raise SpecError(f"perturbation must be a cure_plugin set, got {type(self.perturbation).__name__}")
         name = self.perturbation.name
-        if self.loss not in LOSSES:
+        if not isinstance(self.loss, str) or self.loss not in LOSSES:
             raise SpecError(f"unknown loss {self.loss!r} of {name}; known: {', '.join(LOSSES)}")
-        if not 0 < self.ratio <= 1:
+        if not is_number(self.ratio) or not 0 < self.ratio <= 1:
             raise SpecError(
                 f"ratio (lambda) of {name} must lie in (0, 1], got {self.ratio!r}; attacks alone are loss adversarial"
             )
@@ -150,6 +150,8 @@ class CureObjective:
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        check_type("sets", self.sets, (list, tuple), "a list of TrainingSet(perturbation, ...)")
+        check_type("weights", self.weights, (list, tuple), "a list of numbers")
         for entry in self.sets:
             if not isinstance(entry, TrainingSet):
                 raise SpecError(f"sets must be TrainingSet(perturbation, ...), got {entry!r}")
@@ -196,8 +198,8 @@ class CureObjective:
         Raises:
             SpecError: a scale outside [0, 1], inputs that are no finite float batch, or a net that has diverged.
         """
-        if not 0 <= scale <= 1:
-            raise SpecError(f"scale must lie in [0, 1], got {scale!r}")
+        check_type("bounded", bounded, BoundedModule, "what bounded_module(model, shape) returns")
+        check_number("scale", scale, 1)
         check_batch(x)  # before BatchNorm's running statistics take anything in
         check_pair(x, y, model)
         check_generator(generator)

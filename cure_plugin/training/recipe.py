@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from cure_plugin.checks import check_count, check_number
+from cure_plugin.checks import check_count, check_number, check_type
 from cure_plugin.datasets import DATASETS
 from cure_plugin.errors import SpecError
 from cure_plugin.nets import NETS, check_normalisation
@@ -247,6 +247,7 @@ def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
     Raises:
         SpecError: no such recipe, file or method, no mapping in it, or see :func:`recipe_from_mapping`.
     """
+    check_type("overrides", {} if overrides is None else overrides, Mapping, "a mapping of keys to values")
     name = str(name)
     named = re.fullmatch(r"(.*\.ya?ml)(?:/(.*))?", name)
     if named:

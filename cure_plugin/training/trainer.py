@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from cure_plugin.bounds.module import bounded_module
 from cure_plugin.checkpoint import load_checkpoint, load_start, net_of, save_checkpoint
+from cure_plugin.checks import check_type
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import CheckpointError, OutputError, SpecError
 from cure_plugin.files import make_folder, write_text
@@ -59,6 +60,8 @@ class Trainer:
         device: torch.device | str = "cpu",
         test: ImageData | None = None,
     ) -> None:
+        check_type("recipe", recipe, Recipe, "what load_recipe(name) returns")
+        check_type("data", data, ImageData, "what load_data(name, train) returns")
         self.recipe = recipe
         self.data = data
         self.device = torch.device(device)
