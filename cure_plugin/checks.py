@@ -48,6 +48,11 @@ def check_count(name: str, value: Any, least: int = 0) -> None:
         raise SpecError(f"{name} must be at least {least} and whole, got {value!r}")
 
 
+def _shown(value: Any) -> str:
+    """``value`` in a line that is not long."""
+    return " ".join(repr(value).split())[:80]
+
+
 def check_type(name: str, value: Any, kind: type | tuple[type, ...], wanted: str) -> None:
     """Refuse what is no ``kind``.
 
@@ -58,7 +63,7 @@ def check_type(name: str, value: Any, kind: type | tuple[type, ...], wanted: str
         SpecError: something else.
     """
     if not isinstance(value, kind):
-        raise SpecError(f"{name} must be {wanted}, got {value!r:.80}")
+        raise SpecError(f"{name} must be {wanted}, got {_shown(value)}")
 
 
 def check_shape(name: str, value: Any) -> tuple[int, ...]:
@@ -69,7 +74,7 @@ def check_shape(name: str, value: Any) -> tuple[int, ...]:
     """
     sizes = tuple(value) if isinstance(value, tuple | list) else ()
     if not sizes or not all(isinstance(size, Integral) and int(size) >= 1 for size in sizes):
-        raise SpecError(f"{name} must be whole numbers without the batch axis, as (1, 28, 28), got {value!r:.80}")
+        raise SpecError(f"{name} must be whole numbers without the batch axis, as (1, 28, 28), got {_shown(value)}")
     return tuple(map(int, sizes))
 
 
@@ -85,4 +90,4 @@ def as_numbers(name: str, value: Any, **kind: Any) -> Tensor:
     try:
         return torch.as_tensor(value, **kind)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise SpecError(f"{name} must be numbers or a tensor of them, got {value!r:.80}") from error
+        raise SpecError(f"{name} must be numbers or a tensor of them, got {_shown(value)}") from error

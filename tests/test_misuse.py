@@ -163,7 +163,7 @@ def test_layers_that_the_graph_gets_wrong_are_refused(layer: nn.Module) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (8, 8), (1, 9, 9), torch.zeros(1, 8, 8)])
 def test_shapes_that_do_not_fit_are_named(shape: object) -> None:
-    with pytest.raises(SpecError, match="does not fit the net"):
+    with pytest.raises(SpecError, match=r"does not fit the net|input_shape must be whole numbers"):
         bounded_module(small_net("plain"), shape)  # type: ignore[arg-type]
 
 
