@@ -25,7 +25,7 @@ from cure_plugin.bounds.module import bounded_module
 from cure_plugin.folding import AttackNet
 from cure_plugin.nets import NETS, NetSpec, build_net
 from cure_plugin.sets import set_spec
-from cure_plugin.training import CureObjective, TrainingSet
+from cure_plugin.training import CureObjective, Sabr, TrainingSet
 
 SETS = (("linf=0.1", 0.4), ("l2=0.5", 0.4))
 ATTACK_STEPS = 8
@@ -102,9 +102,9 @@ def floor(step: Step, sets: int, batch_norm: bool, budget: float) -> float:
 def measure(net_name: str, batch: int, budget: float) -> dict[str, Any]:
     """One net's row; the paper's nets have BatchNorm, cnn_small has none."""
     batch_norm = net_name != "cnn_small"
-    sets = [TrainingSet(set_spec(text).build(), ratio) for text, ratio in SETS]
-    cure = CureObjective(sets, strategy="max", alignment=0.5, align_from="l2", attack_steps=ATTACK_STEPS)
-    sabr = CureObjective(sets[:1], strategy="single", attack_steps=ATTACK_STEPS)
+    sets = [TrainingSet(set_spec(text).build(), Sabr(ratio)) for text, ratio in SETS]
+    cure = CureObjective(sets, alignment=0.5, align_from="l2", attack_steps=ATTACK_STEPS)
+    sabr = CureObjective(sets[:1], attack_steps=ATTACK_STEPS)
     step, single = (Step(net_name, batch_norm, batch, objective) for objective in (cure, sabr))
     row: dict[str, Any] = {"net": net_name, "batch_norm": batch_norm, "batch": batch}
     for name, each, count in (("cure", step, len(sets)), ("sabr", single, 1)):

@@ -8,7 +8,7 @@ from cure_plugin import PerturbationLpBall
 from cure_plugin.bounds.module import bounded_module
 from cure_plugin.datasets import load_data
 from cure_plugin.nets import NetSpec, build_net
-from cure_plugin.training import CureObjective, TrainingSet, smooth_ramp
+from cure_plugin.training import CureObjective, Max, Sabr, TrainingSet, smooth_ramp
 
 
 def main(steps: int = 60, batch_size: int = 64) -> list[float]:
@@ -19,8 +19,8 @@ def main(steps: int = 60, batch_size: int = 64) -> list[float]:
 
     bounded = bounded_module(net, data.shape)  # hook 1: auto_LiRPA's wrapper, sharing the net's parameters
     objective = CureObjective(  # hook 2: the multi-norm loss
-        [TrainingSet(PerturbationLpBall(float("inf"), 0.1), 0.4), TrainingSet(PerturbationLpBall(2, 0.5), 1.0)],
-        strategy="max",
+        [TrainingSet(PerturbationLpBall(float("inf"), 0.1), Sabr(0.4)), TrainingSet(PerturbationLpBall(2, 0.5))],
+        strategy=Max(),
         alignment=0.5,
         align_from="l2",
     )

@@ -29,6 +29,7 @@ from cure_plugin.training import (
     sabr_box_loss,
     sabr_loss,
 )
+from cure_plugin.training.loss import SabrBox
 
 SETS = ("linf=0.05", "l2=0.4", "l1=1.0", "R(10)", "R(5) Sh(2)", "C(5) B(0.01)", "T(1,1)", "patch=2x2", "l0=2")
 """One of every kind."""
@@ -87,9 +88,8 @@ def test_small_regions_lie_in_the_set_and_their_loss_bounds_the_cross_entropy(
 def test_every_loss_trains_every_parameter(kind: str, batch_norm: bool, batch: tuple[Tensor, Tensor]) -> None:
     x, y = batch
     net = trained(batch_norm).train()
-    ratio = 0.01 if kind.startswith("sabr") else 1.0
-    mix = 0.5 if kind in ("crown-ibp", "mtl-ibp", "cc-ibp") else None
-    sets = [TrainingSet(set_spec(text).build(), ratio, kind, mix) for text in ("linf=0.02", "l2=0.1")]
+    loss = LOSSES.make(kind, {key: {"ratio": 0.01, "mix": 0.5}[key] for key in LOSSES.options(kind)})
+    sets = [TrainingSet(set_spec(text).build(), loss) for text in ("linf=0.02", "l2=0.1")]
     objective = CureObjective(sets, strategy="joint", alignment=0.1, align_from="both", attack_steps=2)
     outcome = objective(bounded_module(net, (1, 28, 28)), net, x, y, generator=torch.Generator().manual_seed(0))
     outcome.loss.backward()
@@ -151,7 +151,7 @@ def test_a_box_that_does_not_fit_is_refused(batch: tuple[Tensor, Tensor]) -> Non
     with pytest.raises(SpecError, match="does not fit into it; take a ratio"):
         PerturbationLpBall(2, 0.5).small_box(x, x, 0.1)
     with pytest.raises(SpecError, match="takes lp balls"):
-        TrainingSet(set_spec("R(10)").build(), 0.1, "sabr-box")
+        TrainingSet(set_spec("R(10)").build(), SabrBox(0.1))
 
 
 @pytest.mark.parametrize(
@@ -159,10 +159,10 @@ def test_a_box_that_does_not_fit_is_refused(batch: tuple[Tensor, Tensor]) -> Non
     [
         ({"loss": "sabre"}, "unknown loss 'sabre'"),
         ({"ratio": 0.0}, "attacks alone are loss adversarial"),
-        ({"mix": 1.5, "loss": "mtl-ibp"}, r"mix of l2 must lie in \(0, 1\]"),
-        ({"mix": 0.5}, "mix of l2 means nothing to loss 'sabr'"),
-        ({"ratio": 0.5, "loss": "ibp"}, "ratio of l2 means nothing to loss 'ibp'"),
-        ({"loss": "cc-ibp"}, "loss 'cc-ibp' of l2 needs mix"),
+        ({"mix": 1.5, "loss": "mtl-ibp"}, r"l2: mix must lie in \(0, 1\]"),
+        ({"mix": 0.5}, "l2: mix means nothing to loss 'sabr'"),
+        ({"ratio": 0.5, "loss": "ibp"}, "l2: ratio means nothing to loss 'ibp'"),
+        ({"loss": "cc-ibp"}, "l2: loss 'cc-ibp' needs mix"),
         ({"attack_step": 0.0}, "attack_step of l2"),
     ],
 )

@@ -186,9 +186,11 @@ def test_nan_images_leave_running_statistics_alone(images: Tensor) -> None:
 
 def test_wrong_types_are_named(images: Tensor) -> None:
     ball = PerturbationLpBall(2, 0.1)
-    with pytest.raises(SpecError, match=r"sets must be TrainingSet\(perturbation, ...\), got PerturbationLpBall"):
+    with pytest.raises(
+        SpecError, match=r"sets must be a list of TrainingSet\(perturbation, ...\), got PerturbationLpBall"
+    ):
         CureObjective([ball])  # type: ignore[list-item]
-    with pytest.raises(SpecError, match="perturbation must be a cure_plugin set, got str"):
+    with pytest.raises(SpecError, match="perturbation must be a cure_plugin set, got"):
         TrainingSet("l2=0.1")  # type: ignore[arg-type]
     certifier = Certifier(small_net("plain"), (1, 8, 8), methods=("IBP",))
     with pytest.raises(SpecError, match=r"perturbation must be a cure_plugin set, got 'l2=0\.1'"):

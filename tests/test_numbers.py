@@ -32,9 +32,12 @@ from cure_plugin.training import (
     run_epoch,
     smooth_ramp,
 )
+from cure_plugin.training.loss import Sabr
 
 BALL = PerturbationLpBall(2, 0.1)
-RECIPE = Recipe("mnist-slice", "cnn_tiny", (SetRecipe("linf=0.1", 0.4), SetRecipe("l2=0.2")), epochs=2, ramp_epochs=0)
+RECIPE = Recipe(
+    "mnist-slice", "cnn_tiny", (SetRecipe("linf=0.1", Sabr(0.4)), SetRecipe("l2=0.2")), epochs=2, ramp_epochs=0
+)
 X, LABELS = torch.full((3, 1, 8, 8), 0.5), torch.tensor([0, 2, 1])
 
 
@@ -77,7 +80,7 @@ NUMBERS: dict[str, Callable[[Any], object]] = {
     "ratio": lambda value: TrainingSet(BALL, value),
     "mix": lambda value: TrainingSet(BALL, loss="mtl-ibp", mix=value),
     "attack_step": lambda value: TrainingSet(BALL, attack_step=value),
-    "ratio of linf": lambda value: replace(RECIPE, sets=(SetRecipe("linf=0.1", value),)),
+    "ratio of linf": lambda value: replace(RECIPE, sets=(SetRecipe("linf=0.1", Sabr(value)),)),
     "weights": of_objective("weights", strategy="joint"),
     "objective's alignment": of_objective("alignment"),
     "objective's regularizer": of_objective("regularizer"),

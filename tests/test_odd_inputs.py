@@ -26,7 +26,7 @@ from cure_plugin.errors import CureError
 from cure_plugin.inputs import plain_net
 from cure_plugin.nets import NetSpec, build_net
 from cure_plugin.sets import set_spec
-from cure_plugin.training import CureObjective, Trainer, TrainingSet, ibp_loss, load_recipe, natural_loss
+from cure_plugin.training import CureObjective, Sabr, Trainer, TrainingSet, ibp_loss, load_recipe, natural_loss
 
 SHAPE = (1, 8, 8)
 BALL = PerturbationLpBall(math.inf, 0.02)
@@ -404,7 +404,7 @@ MADE_OF: dict[str, Callable[[Any], object]] = {
     "wrapped shape": lambda wrong: bounded_module(NET, wrong),
     "training set": lambda wrong: TrainingSet(wrong),
     "loss": lambda wrong: TrainingSet(BALL, loss=wrong),
-    "ratio": lambda wrong: TrainingSet(BALL, ratio=wrong),
+    "ratio": lambda wrong: TrainingSet(BALL, Sabr(wrong)),
     "mix": lambda wrong: TrainingSet(BALL, loss="cc-ibp", mix=wrong),
     "sets": lambda wrong: CureObjective(wrong if wrong != [] else [None]),
     "bounded": lambda wrong: CureObjective([TrainingSet(BALL)])(wrong, NET, X, Y),

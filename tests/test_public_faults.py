@@ -30,6 +30,7 @@ from cure_plugin.training import (
     smooth_ramp,
     warmup_regularizer,
 )
+from cure_plugin.training.loss import Adversarial, Sabr
 from cure_plugin.training.recipe import shipped_recipes
 
 BALL = PerturbationLpBall(2, 0.5)
@@ -256,7 +257,7 @@ def recipe_of(**changes: object) -> Recipe:
     values: dict[str, object] = {
         "data": "mnist-slice",
         "net": "cnn_small",
-        "sets": (SetRecipe("linf=0.1", 0.4), SetRecipe("l2=0.3", 0.5)),
+        "sets": (SetRecipe("linf=0.1", Sabr(0.4)), SetRecipe("l2=0.3", Sabr(0.5))),
         "epochs": 2,
         "ramp_epochs": 0,
         "batch_size": 20,
@@ -268,7 +269,7 @@ def recipe_of(**changes: object) -> Recipe:
 
 def test_logged_figures_are_what_their_names_say() -> None:
     test = load_data("mnist-slice", False).first(60)
-    sets = (SetRecipe("linf=0.005", 0.4), SetRecipe("l2=2.0", 0.01))
+    sets = (SetRecipe("linf=0.005", Sabr(0.4)), SetRecipe("l2=2.0", Sabr(0.01)))
     recipe = recipe_of(learning_rate=5e-3, sets=sets, natural_epochs=2, epochs=3)
     trainer = Trainer(recipe, load_data("mnist-slice", True).first(400), test=test)
     net = trainer.run()
@@ -338,7 +339,7 @@ def test_methods_of_a_setting_train_at_equal_radii(setting: str) -> None:
 
 
 def test_training_on_attacks_alone_trains() -> None:
-    recipe = recipe_of(sets=(SetRecipe("l2=0.3", loss="adversarial"),), natural_epochs=0, learning_rate=5e-3, epochs=3)
+    recipe = recipe_of(sets=(SetRecipe("l2=0.3", Adversarial()),), natural_epochs=0, learning_rate=5e-3, epochs=3)
     trainer = Trainer(recipe, load_data("mnist-slice", True).first(400))
     before = [parameter.detach().clone() for parameter in trainer.net.parameters()]
     trainer.run()

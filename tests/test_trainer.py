@@ -18,13 +18,14 @@ from cure_plugin.checkpoint import load_checkpoint, load_net, save_checkpoint
 from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import CheckpointError, OutputError, SpecError
 from cure_plugin.nets import NetSpec, build_net
-from cure_plugin.training import Recipe, SetRecipe, Trainer, load_recipe
+from cure_plugin.training import Recipe, Sabr, SetRecipe, Trainer, load_recipe
+from cure_plugin.training.loss import SabrBox
 from cure_plugin.training.recipe import recipe_from_mapping, shipped_recipes
 
 RECIPE = Recipe(
     data="mnist-slice",
     net="cnn_small",
-    sets=(SetRecipe("linf=0.05", 0.4), SetRecipe("l2=0.2", 1.0)),
+    sets=(SetRecipe("linf=0.05", Sabr(0.4)), SetRecipe("l2=0.2", Sabr(1.0))),
     epochs=3,
     ramp_epochs=1,
     batch_size=50,
@@ -105,7 +106,7 @@ def test_projection_uses_both_epochs_from_the_same_start(data: ImageData) -> Non
 
 def test_training_lowers_the_loss() -> None:
     recipe = replace(
-        RECIPE, epochs=4, learning_rate=2e-3, sets=(SetRecipe("linf=0.02", 0.4),), alignment=0.0, milestones=()
+        RECIPE, epochs=4, learning_rate=2e-3, sets=(SetRecipe("linf=0.02", Sabr(0.4)),), alignment=0.0, milestones=()
     )
     trainer = Trainer(recipe, load_data("mnist-slice", True).first(1000))
     trainer.run()
@@ -209,7 +210,7 @@ def test_bad_recipes_are_refused(changes: dict[str, object], message: str) -> No
 
 
 def test_missing_recipe_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="unknown recipe 'nope'; shipped: cifar_large/finetune"):
+    with pytest.raises(SpecError, match="unknown recipe 'nope'; known: cifar_large/finetune"):
         load_recipe("nope")
     with pytest.raises(SpecError, match="did you mean 'mnist_small/scratch'"):
         load_recipe("mnist_small/scratsch")
@@ -243,7 +244,7 @@ def test_a_file_of_several_methods(tmp_path: Path) -> None:
 
 
 def test_boxes_and_crops_that_do_not_fit_are_refused_before_training(data: ImageData) -> None:
-    box = (SetRecipe("l2=0.5", 0.4, loss="sabr-box"),)
+    box = (SetRecipe("l2=0.5", SabrBox(0.4)),)
     with pytest.raises(SpecError, match="does not fit into it; take a ratio"):
         Trainer(replace(RECIPE, sets=box, alignment=0.0), data)
     with pytest.raises(SpecError, match="crop 36 is larger than the images of mnist-slice, 28 x 28"):
@@ -253,7 +254,7 @@ def test_boxes_and_crops_that_do_not_fit_are_refused_before_training(data: Image
     with pytest.raises(SpecError, match="needs larger images"):
         Trainer(replace(RECIPE, crop=1), data)
     with pytest.raises(SpecError, match="patch"):
-        Trainer(replace(RECIPE, sets=(SetRecipe("patch=40x40", 0.5),), alignment=0.0), data)
+        Trainer(replace(RECIPE, sets=(SetRecipe("patch=40x40", Sabr(0.5)),), alignment=0.0), data)
     with pytest.raises(SpecError, match="at least 2 images are needed"):
         Trainer(replace(RECIPE, batch_norm=True), data.first(1))
     with pytest.raises(OutputError, match="File name too long"):
@@ -294,7 +295,7 @@ def test_bad_keys_of_a_set_are_named() -> None:
 @pytest.mark.parametrize("strategy", ["random", "max"])
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_a_last_batch_of_one_is_survived(strategy: str, batch_norm: bool) -> None:
-    sets = (SetRecipe("linf=0.05", 0.4), SetRecipe("l2=0.2"), SetRecipe("l1=0.5"))
+    sets = (SetRecipe("linf=0.05", Sabr(0.4)), SetRecipe("l2=0.2"), SetRecipe("l1=0.5"))
     recipe = replace(
         RECIPE,
         sets=sets,
@@ -360,7 +361,7 @@ def test_projection_starts_after_annealing_or_with_it(early: bool, data: ImageDa
 
 
 def test_projection_works_for_a_single_set(data: ImageData) -> None:
-    single = replace(RECIPE, sets=(SetRecipe("linf=0.05", 0.4),), strategy="single", alignment=0.0)
+    single = replace(RECIPE, sets=(SetRecipe("linf=0.05", Sabr(0.4)),), strategy="single", alignment=0.0)
     trainer = Trainer(single, data)
     trainer.run()
     assert "natural_loss" in trainer.history[-1]
@@ -389,7 +390,12 @@ def test_checkpoints_of_before_a_recipe_key_existed_are_resumed(data: ImageData,
 
 
 def test_a_universal_recipe_trains_on_the_slice() -> None:
-    sets = (SetRecipe("linf=0.05", 0.4), SetRecipe("l2=0.2"), SetRecipe("R(10)", 0.1), SetRecipe("patch=2x2", 0.2))
+    sets = (
+        SetRecipe("linf=0.05", Sabr(0.4)),
+        SetRecipe("l2=0.2"),
+        SetRecipe("R(10)", Sabr(0.1)),
+        SetRecipe("patch=2x2", Sabr(0.2)),
+    )
     recipe = replace(RECIPE, sets=sets, align_from="weaker", epochs=2, ramp_epochs=1, natural_epochs=0)
     trainer = Trainer(recipe, load_data("mnist-slice", True).first(60), test=load_data("mnist-slice", False).first(10))
     trainer.run()

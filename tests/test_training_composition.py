@@ -34,6 +34,7 @@ from cure_plugin.training import (
     smooth_ramp,
     warmup_regularizer,
 )
+from cure_plugin.training.loss import Sabr
 from cure_plugin.training.losses import SetLoss, cc_ibp_loss, mtl_ibp_loss, sabr_box_loss, sabr_loss
 from cure_plugin.training.objective import Outcome
 from cure_plugin.training.regularizer import _imbalance
@@ -45,7 +46,7 @@ SCALE = 0.6
 RECIPE = Recipe(
     data="mnist-slice",
     net="cnn_small",
-    sets=(SetRecipe("linf=0.05", 0.4), SetRecipe("l2=0.2", 0.5)),
+    sets=(SetRecipe("linf=0.05", Sabr(0.4)), SetRecipe("l2=0.2", Sabr(0.5))),
     epochs=5,
     ramp_epochs=1.5,
     batch_size=50,
@@ -301,7 +302,7 @@ def test_inputs_are_normalised_inside_the_net() -> None:
 def test_two_radii_of_one_norm_train_together(tmp_path: Path) -> None:
     recipe = replace(
         RECIPE,
-        sets=(SetRecipe("l2=0.1", 0.5), SetRecipe("l2=0.3", 0.5)),
+        sets=(SetRecipe("l2=0.1", Sabr(0.5)), SetRecipe("l2=0.3", Sabr(0.5))),
         alignment=0.5,
         align_from="l2=0.3",
         epochs=2,

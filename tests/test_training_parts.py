@@ -31,6 +31,7 @@ from cure_plugin.training import (
     warmup_regularizer,
 )
 from cure_plugin.training.batch_norm import clean_statistics
+from cure_plugin.training.loss import LOSSES, Sabr
 from cure_plugin.training.losses import SetLoss
 
 LABELS = torch.tensor([0, 2, 1])
@@ -126,9 +127,9 @@ def test_alignment_goes_from_where_it_is_told(align_from: str, pairs: list[str])
 def test_joint_weighs_the_sets() -> None:
     sets = [TrainingSet(PerturbationLpBall(norm, 0.1)) for norm in (2, 1)]
     objective = CureObjective(sets, strategy="joint", weights=[0.2, 0.8])
-    combined = objective._combine([torch.tensor([1.0, 4.0]), torch.tensor([3.0, 2.0])])
+    combined = objective.combination.combine([torch.tensor([1.0, 4.0]), torch.tensor([3.0, 2.0])])
     assert float(combined) == pytest.approx(0.2 * 2.5 + 0.8 * 2.5)
-    combined = objective._combine([torch.tensor([1.0]), torch.tensor([3.0])])
+    combined = objective.combination.combine([torch.tensor([1.0]), torch.tensor([3.0])])
     assert float(combined) == pytest.approx(0.2 * 1 + 0.8 * 3)
 
 
@@ -319,8 +320,11 @@ def test_running_statistics_are_those_of_the_clean_batch(images: Tensor) -> None
 
     def after(perturbation: PerturbationLpBall, loss: str) -> Tensor:
         net = fresh()
-        ratio, mix = (0.01, None) if loss == "sabr" else (1.0, 0.5 if loss == "mtl-ibp" else None)
-        sets = [TrainingSet(perturbation, ratio, loss, mix), TrainingSet(PerturbationLpBall(1, 0.5), 0.5)]
+        options = {"sabr": {"ratio": 0.01}, "mtl-ibp": {"mix": 0.5}}.get(loss)
+        sets = [
+            TrainingSet(perturbation, LOSSES.make(loss, options)),
+            TrainingSet(PerturbationLpBall(1, 0.5), Sabr(0.5)),
+        ]
         outcome = CureObjective(sets)(bounded_module(net, (1, 8, 8)), net, images, LABELS)
         outcome.loss.backward()
         return net[1].running_mean.clone()

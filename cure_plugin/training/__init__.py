@@ -5,6 +5,18 @@ from cure_plugin.training.augment import augmented
 from cure_plugin.training.batch_norm import batch_statistics
 from cure_plugin.training.epoch import natural_loss, run_epoch
 from cure_plugin.training.evaluation import evaluate
+from cure_plugin.training.loss import (
+    LOSSES,
+    Adversarial,
+    Batch,
+    CcIbp,
+    CrownIbp,
+    Ibp,
+    Loss,
+    MtlIbp,
+    Sabr,
+    SabrBox,
+)
 from cure_plugin.training.losses import (
     SetLoss,
     adversarial_loss,
@@ -15,22 +27,47 @@ from cure_plugin.training.losses import (
     sabr_box_loss,
     sabr_loss,
 )
-from cure_plugin.training.objective import LOSSES, CureObjective, Outcome, TrainingSet
+from cure_plugin.training.objective import CureObjective, Outcome, TrainingSet
 from cure_plugin.training.projection import project_update, projected_epoch
 from cure_plugin.training.recipe import Recipe, SetRecipe, load_recipe
 from cure_plugin.training.regularizer import warmup_regularizer
 from cure_plugin.training.schedule import smooth_ramp
 from cure_plugin.training.shrinking import relu_shrinking
-from cure_plugin.training.strategies import joint, maximum, random_partition
+from cure_plugin.training.strategies import (
+    STRATEGIES,
+    Joint,
+    Max,
+    RandomPartition,
+    Single,
+    Strategy,
+    joint,
+    maximum,
+    random_partition,
+)
 from cure_plugin.training.trainer import Trainer
 
 __all__ = [
     "LOSSES",
+    "STRATEGIES",
+    "Adversarial",
+    "Batch",
+    "CcIbp",
+    "CrownIbp",
     "CureObjective",
+    "Ibp",
+    "Joint",
+    "Loss",
+    "Max",
+    "MtlIbp",
     "Outcome",
+    "RandomPartition",
     "Recipe",
+    "Sabr",
+    "SabrBox",
     "SetLoss",
     "SetRecipe",
+    "Single",
+    "Strategy",
     "Trainer",
     "TrainingSet",
     "adversarial_loss",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
+from typing import Any, cast
 
 import torch
 from auto_LiRPA import BoundedModule
@@ -21,26 +23,11 @@ from cure_plugin.sets.base import check_batch
 from cure_plugin.sets.names import distinct_names
 from cure_plugin.training.alignment import bound_alignment, certified
 from cure_plugin.training.batch_norm import clean_statistics, normalising_by
-from cure_plugin.training.losses import (
-    SetLoss,
-    adversarial_loss,
-    cc_ibp_loss,
-    crown_ibp_loss,
-    ibp_loss,
-    mtl_ibp_loss,
-)
+from cure_plugin.training.loss import LOSSES, Batch, Loss, Sabr
+from cure_plugin.training.losses import SetLoss
 from cure_plugin.training.regularizer import warmup_regularizer
 from cure_plugin.training.shrinking import relu_shrinking
-from cure_plugin.training.strategies import STRATEGIES, joint, maximum, random_partition
-
-LOSSES = ("sabr", "sabr-box", "ibp", "crown-ibp", "mtl-ibp", "cc-ibp", "adversarial")
-"""Names of the per-set losses of :mod:`cure_plugin.training.losses`."""
-
-_WITH_RATIO = ("sabr", "sabr-box")
-_WITH_MIX = ("crown-ibp", "mtl-ibp", "cc-ibp")
-_WITHOUT_ATTACK = ("ibp", "crown-ibp")
-_NO_BOUNDS = ("cc-ibp", "adversarial")
-"""Losses whose elided vector certifies nothing, though bound alignment takes it as it is."""
+from cure_plugin.training.strategies import STRATEGIES, Max, Strategy, random_partition
 
 
 @dataclass(frozen=True)
@@ -49,50 +36,61 @@ class TrainingSet:
 
     Attributes:
         perturbation: the set.
-        ratio: lambda, the relative size of the region of ``sabr`` and ``sabr-box``; 1 with ``sabr``: the whole set.
-        loss: one of :data:`LOSSES`.
-        mix: share of the bounds in ``mtl-ibp`` and ``cc-ibp`` (the rest is adversarial), of CROWN-IBP's bounds
-            in ``crown-ibp`` (the rest is IBP's; default: none).
+        loss: an object such as ``Sabr(0.4)``, or the name of one in :data:`LOSSES` that needs no option.
         attack_step: first step of the attack relative to the set's size; default: the set's own.
+        ratio, mix: options of a loss that is given by name, as up to version 0.1; deprecated.
 
     Raises:
-        SpecError: an unknown loss, a ratio or mix outside (0, 1], or one that the loss knows nothing of.
+        SpecError: an unknown loss, an option out of range, or a set that the loss does not fit.
     """
 
     perturbation: PerturbationSet
-    ratio: float = 1.0
-    loss: str = "sabr"
-    mix: float | None = None
+    loss: Loss | str | float = field(default_factory=Sabr)
     attack_step: float | None = None
+    ratio: InitVar[float | None] = None
+    mix: InitVar[float | None] = None
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.perturbation, PerturbationSet):
-            raise SpecError(f"perturbation must be a cure_plugin set, got {type(self.perturbation).__name__}")
-        name = self.perturbation.name
-        if not isinstance(self.loss, str) or self.loss not in LOSSES:
-            raise SpecError(f"unknown loss {self.loss!r} of {name}; known: {', '.join(LOSSES)}")
-        if not is_number(self.ratio) or not 0 < self.ratio <= 1:
-            raise SpecError(
-                f"ratio (lambda) of {name} must lie in (0, 1], got {self.ratio!r}; attacks alone are loss adversarial"
-            )
-        if self.ratio != 1 and self.loss not in _WITH_RATIO:
-            raise SpecError(f"ratio of {name} means nothing to loss {self.loss!r}; it is for {', '.join(_WITH_RATIO)}")
-        if self.mix is None and self.loss in ("mtl-ibp", "cc-ibp"):
-            raise SpecError(f"loss {self.loss!r} of {name} needs mix, the share of the bounds in (0, 1]")
-        if self.mix is not None and self.loss not in _WITH_MIX:
-            raise SpecError(f"mix of {name} means nothing to loss {self.loss!r}; it is for {', '.join(_WITH_MIX)}")
-        if self.mix is not None:
-            check_number(f"mix of {name}", self.mix, 1, zero=False)
+    def __post_init__(self, ratio: float | None, mix: float | None) -> None:
+        check_type("perturbation", self.perturbation, PerturbationSet, "a cure_plugin set")
+        try:
+            object.__setattr__(self, "loss", _loss(self.loss, ratio, mix))
+        except SpecError as error:
+            raise SpecError(f"{self.perturbation.name}: {error}") from error
+        self.kind.check(self.perturbation)
         if self.attack_step is not None:
-            check_number(f"attack_step of {name}", self.attack_step, zero=False)
-        if self.loss == "sabr-box" and not hasattr(self.perturbation, "small_box"):
-            raise SpecError(f"loss sabr-box takes lp balls, got {name}; use sabr")
+            check_number(f"attack_step of {self.perturbation.name}", self.attack_step, zero=False)
+
+    @property
+    def kind(self) -> Loss:
+        """The loss as an object."""
+        return cast(Loss, self.loss)
 
     def needs_attack(self) -> bool:
         """Whether the loss depends on an attack at all."""
-        if self.loss == "sabr":
-            return self.perturbation.needs_attack(self.ratio)
-        return self.loss not in _WITHOUT_ATTACK
+        return self.kind.needs_attack(self.perturbation)
+
+
+def _loss(given: Any, ratio: float | None, mix: float | None) -> Loss:
+    """The loss that arguments describe, those of version 0.1 included: a number for SABR's ratio, options apart."""
+    if is_number(given):
+        given, ratio = "sabr", given
+    if isinstance(given, Loss):
+        if ratio is None and mix is None:
+            return given
+        if given != Sabr():
+            raise SpecError(f"ratio and mix are options of losses that are given by name, got them beside {given!r}")
+        given = "sabr"
+    options = {key: value for key, value in (("ratio", ratio), ("mix", mix)) if value is not None}
+    if ratio == 1 and "ratio" not in LOSSES.options(given):  # said of every loss in version 0.1
+        del options["ratio"]
+    loss = LOSSES.make(given, options)
+    if options:
+        warnings.warn(
+            f"TrainingSet(..., {', '.join(options)}) will go: give the loss as an object, {loss!r}",
+            DeprecationWarning,
+            stacklevel=4,
+        )
+    return loss
 
 
 @dataclass(frozen=True)
@@ -120,8 +118,7 @@ class CureObjective:
 
     Attributes:
         sets: the sets to train for, at least one.
-        strategy: ``joint``, ``max``, ``random``, or ``single`` for one set.
-        weights: of ``joint``; equal and summing to 1 if empty.
+        strategy: an object such as ``Max()`` or ``Joint([1, 2])``, or the name of one in :data:`STRATEGIES`.
         alignment: weight of bound alignment (the paper's lbd); 0 switches it off.
         align_from: name of the set q (``l2``, or ``l2=0.5`` where several are l2 balls) whose certified samples (by the
             elided vectors that the losses are made of) are aligned to the others, the mean over those; ``weaker``
@@ -133,13 +130,13 @@ class CureObjective:
         amp, channels_last: of the attacks, see :class:`AttackNet`.
 
     Raises:
-        SpecError: an unknown strategy or set name, or ``random`` with alignment (it bounds each sample
-            for one set only).
+        SpecError: an unknown strategy or set name, or alignment with a strategy that bounds each sample for one set
+            only.
     """
 
     sets: Sequence[TrainingSet]
-    strategy: str = "max"
-    weights: Sequence[float] = ()
+    strategy: Strategy | str = field(default_factory=Max)
+    weights: InitVar[Sequence[float] | None] = None
     alignment: float = 0.0
     align_from: str = "weaker"
     regularizer: float = 0.0
@@ -149,34 +146,30 @@ class CureObjective:
     channels_last: bool = False
     names: tuple[str, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, weights: Sequence[float] | None) -> None:
         check_type("sets", self.sets, (list, tuple), "a list of TrainingSet(perturbation, ...)")
-        check_type("weights", self.weights, (list, tuple), "a list of numbers")
         for entry in self.sets:
-            if not isinstance(entry, TrainingSet):
-                raise SpecError(f"sets must be TrainingSet(perturbation, ...), got {entry!r}")
+            check_type("sets", entry, TrainingSet, "a list of TrainingSet(perturbation, ...)")
         object.__setattr__(self, "names", tuple(distinct_names([s.perturbation for s in self.sets])))
-        if self.strategy not in STRATEGIES:
-            raise SpecError(f"unknown strategy {self.strategy!r}; known: {', '.join(STRATEGIES)}")
-        if self.strategy == "single" and len(self.sets) > 1:
-            raise SpecError(f"strategy single takes one set, got {list(self.names)}; choose joint, max or random")
-        if self.weights and self.strategy != "joint":
-            raise SpecError(f"weights are for strategy joint, got {list(self.weights)} with {self.strategy!r}")
-        usable = all(0 <= weight < math.inf for weight in self.weights) and any(self.weights)
-        if self.weights and (len(self.weights) != len(self.sets) or not usable):
-            raise SpecError(
-                f"weights must be one finite number >= 0 per set ({len(self.sets)}), not all 0; "
-                f"got {list(self.weights)}"
-            )
+        object.__setattr__(self, "strategy", _strategy(self.strategy, weights))
+        self.combination.check(self.names)
         if self.align_from not in ("weaker", "both", *self.names):
             raise SpecError(f"align_from must be weaker, both or one of {list(self.names)}, got {self.align_from!r}")
         if not 0 <= self.alignment < math.inf or (self.alignment > 0 and len(self.sets) < 2):
             raise SpecError(f"alignment must be finite, >= 0 and needs two sets, got {self.alignment!r}")
         check_number("regularizer", self.regularizer)
-        if self.alignment > 0 and self.strategy == "random":
-            raise SpecError("alignment needs every sample bounded for every set; random bounds each for one")
+        if self.alignment > 0 and self.combination.divides:
+            raise SpecError(
+                f"alignment needs every sample bounded for every set; {STRATEGIES.name_of(self.combination)} bounds "
+                "each for one"
+            )
         check_count("attack_steps", self.attack_steps, 1)
         check_number("relu_shrink", self.relu_shrink, 1, zero=False)
+
+    @property
+    def combination(self) -> Strategy:
+        """The strategy as an object."""
+        return cast(Strategy, self.strategy)
 
     def __call__(
         self,
@@ -203,7 +196,7 @@ class CureObjective:
         check_batch(x)  # before BatchNorm's running statistics take anything in
         check_pair(x, y, model)
         check_generator(generator)
-        if self.strategy == "random":
+        if self.combination.divides:
             parts = random_partition(x.shape[0], len(self.sets), generator)
             chosen = [k for k, part in enumerate(parts) if len(part)]  # a batch may be smaller than the number of sets
             inputs = {k: (x[parts[k].to(x.device)], y[parts[k].to(x.device)]) for k in chosen}
@@ -217,12 +210,17 @@ class CureObjective:
         penalty = x.new_zeros(())
         for k in inputs:
             with normalising_by(statistics), relu_shrinking(bounded, self.relu_shrink):
-                results[k] = _loss_of(self.sets[k], bounded, model, *inputs[k], scaled[k], variables[k])
+                batch = Batch(bounded, model, *inputs[k], scaled[k], variables[k])
+                results[k] = self.sets[k].kind.of(batch)
             if k == watched:
                 penalty = warmup_regularizer(bounded, _input_width(bounded, model))
         penalty = self.regularizer * (1 - scale) * penalty
         aligned = self._alignment(list(results.values()))
-        loss = self._combine([result.values for result in results.values()]) + self.alignment * aligned + penalty
+        loss = (
+            self.combination.combine([result.values for result in results.values()])
+            + self.alignment * aligned
+            + penalty
+        )
         return Outcome(loss, self._figures(results, aligned, penalty))
 
     def _attack(
@@ -250,13 +248,8 @@ class CureObjective:
 
     def _watched(self, inputs: dict[int, tuple[Tensor, Tensor]]) -> int | None:
         """The set whose bounds the warm-up regulariser looks at."""
-        bounding = [k for k in inputs if self.sets[k].loss != "adversarial"]
+        bounding = [k for k in inputs if self.sets[k].kind.bounds]
         return min(bounding, key=lambda k: (self.sets[k].perturbation.name != "linf", k), default=None)
-
-    def _combine(self, losses: list[Tensor]) -> Tensor:
-        if self.strategy == "joint":
-            return joint(losses, self.weights)
-        return maximum(losses) if self.strategy == "max" else torch.cat(losses).mean()
 
     def _alignment(self, results: list[SetLoss]) -> Tensor:
         vectors = [result.vector for result in results]
@@ -275,36 +268,25 @@ class CureObjective:
         means = {"alignment": aligned, "regularizer": penalty}
         for k, result in results.items():
             means[f"loss.{self.names[k]}"] = result.values.mean()
-            if self.sets[k].loss not in _NO_BOUNDS:
+            if self.sets[k].kind.certifies:
                 means[f"region_certified.{self.names[k]}"] = certified(result.vector).to(aligned).mean()
         values = torch.stack([value.detach() for value in means.values()]).tolist()  # one transfer from the device
         return dict(zip(means, values, strict=True))
 
 
-def _loss_of(
-    training_set: TrainingSet,
-    bounded: BoundedModule,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    perturbation: PerturbationSet,
-    variable: Tensor,
-) -> SetLoss:
-    """The loss that ``training_set`` names, of its set at present size."""
-    kind, mix = training_set.loss, 1.0 if training_set.mix is None else training_set.mix
-    if kind in ("sabr", "sabr-box"):
-        cut = perturbation.small_region if kind == "sabr" else perturbation.small_box
-        centre, region = cut(x, variable, training_set.ratio)
-        return ibp_loss(bounded, centre, y, region)
-    if kind == "ibp":
-        return ibp_loss(bounded, x, y, perturbation)
-    if kind == "crown-ibp":
-        return crown_ibp_loss(bounded, x, y, perturbation, mix)
-    if kind == "mtl-ibp":
-        return mtl_ibp_loss(bounded, model, x, y, perturbation, variable, mix)
-    if kind == "cc-ibp":
-        return cc_ibp_loss(bounded, model, x, y, perturbation, variable, mix)
-    return adversarial_loss(model, x, y, perturbation, variable)
+def _strategy(given: Any, weights: Sequence[float] | None) -> Strategy:
+    """The strategy that arguments describe, those of version 0.1 included: ``weights=`` beside a name."""
+    if not weights:
+        return given if isinstance(given, Strategy) else STRATEGIES.make(given)
+    if isinstance(given, Strategy) or "weights" not in STRATEGIES.options(given):
+        raise SpecError(f"weights are for strategy joint, got {weights!r} with {given!r}")
+    strategy = STRATEGIES.make(given, {"weights": weights})
+    warnings.warn(
+        f"CureObjective(..., weights) will go: give the strategy as an object, {strategy!r}",
+        DeprecationWarning,
+        stacklevel=4,
+    )
+    return strategy
 
 
 def _input_width(bounded: BoundedModule, model: nn.Module) -> Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,11 @@ from cure_plugin.checks import check_count, check_number, check_type
 from cure_plugin.datasets import DATASETS
 from cure_plugin.errors import SpecError
 from cure_plugin.nets import NETS, check_normalisation
+from cure_plugin.registry import unknown
 from cure_plugin.sets import set_spec
+from cure_plugin.training.loss import LOSSES, Loss, Sabr
 from cure_plugin.training.objective import CureObjective, TrainingSet
+from cure_plugin.training.strategies import STRATEGIES, Strategy
 
 _SEEDS = 2**40
 """So many: epochs are numbered on top of them in 64 bits."""
@@ -29,18 +31,25 @@ _LARGEST_RATE = 1000.0
 
 @dataclass(frozen=True)
 class SetRecipe:
-    """One set of a recipe; see :class:`TrainingSet` for all but ``set``, which is text such as ``linf=0.1``."""
+    """One set of a recipe.
+
+    Attributes:
+        set: text such as ``linf=0.1``. loss: what to train it by. attack_step: see :class:`TrainingSet`.
+    """
 
     set: str
-    ratio: float = 1.0
-    loss: str = "sabr"
-    mix: float | None = None
+    loss: Loss = field(default_factory=Sabr)
     attack_step: float | None = None
 
     def build(self) -> TrainingSet:
         """The set as the objective takes it."""
-        perturbation = set_spec(self.set).build()
-        return TrainingSet(perturbation, self.ratio, self.loss, self.mix, self.attack_step)
+        return TrainingSet(set_spec(self.set).build(), self.loss, self.attack_step)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values, as in YAML: the loss by its name, its options beside it."""
+        name = LOSSES.name_of(self.loss)
+        options = {key: getattr(self.loss, key) for key in LOSSES.options(name)}
+        return {"set": self.set, "loss": name, **options, "attack_step": self.attack_step}
 
 
 @dataclass(frozen=True)
@@ -134,9 +143,14 @@ class Recipe:
         self.objective()
 
     @property
+    def combination(self) -> Strategy:
+        """The strategy as an object."""
+        return STRATEGIES.make(self.strategy, {"weights": self.weights} if self.weights else None)
+
+    @property
     def smallest_batch(self) -> int:
         """Samples that a batch needs: BatchNorm takes two, in every part of it."""
-        return 2 * (len(self.sets) if self.strategy == "random" else 1) if self.batch_norm else 1
+        return 2 * (len(self.sets) if self.combination.divides else 1) if self.batch_norm else 1
 
     def projects(self, epoch: int) -> bool:
         """Whether gradient projection applies in an epoch: in certified ones, after annealing or from the first on."""
@@ -147,8 +161,7 @@ class Recipe:
         """The loss that this recipe describes."""
         return CureObjective(
             [entry.build() for entry in self.sets],
-            strategy=self.strategy,
-            weights=self.weights,
+            strategy=self.combination,
             alignment=self.alignment,
             align_from=self.align_from,
             regularizer=self.regularizer,
@@ -160,8 +173,9 @@ class Recipe:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, as in YAML; :func:`recipe_from_mapping` gives the same recipe back."""
-        values = asdict(self)
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        return {**plain, "sets": [entry.to_mapping() for entry in self.sets]}
 
 
 def recipe_from_mapping(values: Mapping[str, Any]) -> Recipe:
@@ -181,16 +195,28 @@ def _converted(what: str, kind: type, values: Mapping[str, Any]) -> dict[str, An
     known = {field.name: field for field in fields(kind)}
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise SpecError(f"unknown {what} {key!r}; {hint}")
+            raise unknown(what, key, known)
     return {key: _convert(key, str(known[key].type), value) for key, value in values.items()}
 
 
 def _set_recipe(entry: Any) -> SetRecipe:
+    """A set of a recipe: what it is, its loss by name, the loss's options beside it."""
     if not isinstance(entry, Mapping) or "set" not in entry:
         raise ValueError(f"each set is a mapping with a key 'set', got {entry!r}")
-    return SetRecipe(**_converted("key of a set", SetRecipe, entry))
+    name = entry.get("loss", "sabr")
+    types = LOSSES.options(name)
+    own = ("set", "loss", "attack_step")
+    told = {key: value for key, value in entry.items() if key not in own and (key, value) not in _MEANINGLESS}
+    for key in told:
+        if key not in types and key not in dict(_MEANINGLESS):
+            raise unknown("key of a set", key, [*own, *types])
+    options = {key: _convert(key, types.get(key, "float"), value) for key, value in told.items()}
+    values = {key: value for key, value in entry.items() if key in ("set", "attack_step")}
+    return SetRecipe(loss=LOSSES.make(name, options), **_converted("key of a set", SetRecipe, values))
+
+
+_MEANINGLESS = (("ratio", 1.0), ("mix", None))
+"""What recipes of version 0.1 say of every loss, and what is the default where it means anything."""
 
 
 def _convert(key: str, kind: str, value: Any) -> Any:
@@ -260,9 +286,7 @@ def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
         file, _, method = name.partition("/")
         text = (files("cure_plugin") / "recipes" / f"{file}.yaml").read_text()
     else:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise SpecError(f"unknown recipe {name!r}; {hint}shipped: {', '.join(known)}; or give a .yaml file")
+        raise SpecError(f"{unknown('recipe', name, known)}; or give a .yaml file")
     values = _parsed(name, text)
     methods = values.pop("methods", {})
     if not isinstance(methods, dict) or not all(isinstance(keys, dict) for keys in methods.values()):

@@ -82,10 +82,7 @@ class Trainer:
         for entry in self.objective.sets:  # refuse what does not fit now, not after the natural epochs
             zeros = torch.zeros(1, *shape)
             variable = entry.perturbation.random_start(zeros, torch.Generator().manual_seed(0))
-            if entry.loss == "sabr-box":
-                entry.perturbation.small_box(zeros, variable, entry.ratio)
-            elif entry.loss != "adversarial":
-                entry.perturbation.small_region(zeros, variable, entry.ratio)
+            entry.kind.try_out(entry.perturbation, zeros, variable)
         self.certified_optimizer = torch.optim.Adam(self.net.parameters(), lr=recipe.learning_rate)
         self.natural_optimizer = torch.optim.Adam(self.net.parameters(), lr=recipe.learning_rate)
         self.epochs_done = 0

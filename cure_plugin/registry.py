@@ -1,0 +1,118 @@
+"""Variants by name: the package's own, and those that other packages register through entry points."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from cure_plugin.errors import SpecError
+
+T = TypeVar("T")
+
+
+def unknown(what: str, name: Any, known: Iterable[str]) -> SpecError:
+    """The error for a name that is none of the ``known``; the nearest is offered."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return SpecError(f"unknown {what} {name!r}; {hint}known: {', '.join(names)}")
+
+
+class Registry(Generic[T]):
+    """Classes of one kind by name: frozen dataclasses whose fields are their options.
+
+    A package makes its classes known without being imported first by naming their modules in the entry-point group.
+
+    Args:
+        what: the kind, in words, for messages.
+        group: of entry points, e.g. ``cure_plugin.losses``.
+
+    >>> SHAPES: Registry[object] = Registry("shape", "doctest.shapes")
+    >>> @SHAPES.register("disc")
+    ... class Disc: pass
+    >>> SHAPES.names(), type(SHAPES.make("disc")).__name__
+    (['disc'], 'Disc')
+    """
+
+    def __init__(self, what: str, group: str) -> None:
+        self.what, self.group = what, group
+        self._classes: dict[str, type[T]] = {}
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Decorator: make a class known by ``name``; running the same definition again (a notebook) replaces it.
+
+        Raises:
+            SpecError: a malformed name, or one that another class has.
+        """
+        if not name or not name.replace("_", "").replace("-", "").isalnum():
+            raise SpecError(f"the name of a {self.what} is made of letters, digits, _ and -, got {name!r}")
+
+        def add(cls: type[T]) -> type[T]:
+            before = self._classes.get(name, cls)
+            if (before.__module__, before.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise SpecError(f"a {self.what} named {name!r} is registered already; choose another name")
+            self._classes[name] = cls
+            return cls
+
+        return add
+
+    def names(self) -> list[str]:
+        """All names, those of installed packages included."""
+        for entry in entry_points(group=self.group):
+            if entry.name not in self._classes:
+                entry.load()  # importing the module registers its classes
+        return list(self._classes)
+
+    def named(self, name: Any) -> type[T]:
+        """The class of that name.
+
+        Raises:
+            SpecError: there is none; the nearest name is offered.
+        """
+        if not isinstance(name, str) or (name not in self._classes and name not in self.names()):
+            raise unknown(self.what, name, self.names())
+        return self._classes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def name_of(self, variant: T) -> str:
+        """The name that the class of ``variant`` is registered by.
+
+        Raises:
+            SpecError: by none.
+        """
+        for name, cls in self._classes.items():
+            if cls is type(variant):
+                return name
+        raise SpecError(f"{type(variant).__name__} is no registered {self.what}; known: {', '.join(self.names())}")
+
+    def options(self, name: Any) -> dict[str, str]:
+        """What the variant of that name can be told, and of what type that is, as declared."""
+        cls = self.named(name)
+        return {field.name: str(field.type) for field in fields(cls) if field.init} if is_dataclass(cls) else {}
+
+    def make(self, name: Any, options: Mapping[str, Any] | None = None) -> T:
+        """The variant of that name with ``options``.
+
+        Raises:
+            SpecError: an unknown name or option, an option missing or out of range.
+        """
+        cls, known = self.named(name), self.options(name)
+        for key in options or {}:
+            if key not in known:
+                listed = ", ".join(known) or "none"
+                raise SpecError(f"{key} means nothing to {self.what} {name!r}; its options: {listed}")
+        given = dict(options or {})
+        missing = [key for key in self._required(cls) if key not in given]
+        if missing:
+            raise SpecError(f"{self.what} {name!r} needs {', '.join(missing)}")
+        return cls(**given)
+
+    @staticmethod
+    def _required(cls: type[T]) -> list[str]:
+        declared = fields(cls) if is_dataclass(cls) else ()
+        return [field.name for field in declared if field.default is MISSING and field.default_factory is MISSING]

@@ -1,0 +1,226 @@
+"""Losses of one set as objects: each says what it needs, whom it fits, and what it makes of a batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from auto_LiRPA import BoundedModule
+from torch import Tensor, nn
+
+from cure_plugin.checks import check_number, check_type
+from cure_plugin.errors import SpecError
+from cure_plugin.registry import Registry
+from cure_plugin.sets import PerturbationSet
+from cure_plugin.training.losses import (
+    SetLoss,
+    adversarial_loss,
+    cc_ibp_loss,
+    crown_ibp_loss,
+    ibp_loss,
+    mtl_ibp_loss,
+    sabr_box_loss,
+    sabr_loss,
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss works on.
+
+    Attributes:
+        bounded: auto_LiRPA's wrapper of ``model``, sharing its parameters.
+        x, y: clean inputs (B, *input) and labels (B,).
+        perturbation: the set at its present size.
+        variable: where the attack ended, or a random start where the loss needs none.
+    """
+
+    bounded: BoundedModule
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    perturbation: PerturbationSet
+    variable: Tensor
+
+
+class Loss(ABC):
+    """A loss of one set: a frozen dataclass whose fields are its options, registered in :data:`LOSSES`.
+
+    Attributes:
+        bounds: whether it bounds anything (attacks alone do not).
+        certifies: whether its elided vector bounds the margins over its region, so that samples can be counted.
+    """
+
+    bounds: ClassVar[bool] = True
+    certifies: ClassVar[bool] = True
+
+    @abstractmethod
+    def of(self, batch: Batch) -> SetLoss:
+        """The loss of each sample and the elided vector behind it."""
+
+    def needs_attack(self, perturbation: PerturbationSet) -> bool:
+        """Whether it depends on where an attack on the set ends."""
+        return True
+
+    def check(self, perturbation: PerturbationSet) -> None:
+        """Refuse sets of a kind that it cannot be trained for.
+
+        Raises:
+            SpecError: such a set.
+        """
+        check_type("perturbation", perturbation, PerturbationSet, "a cure_plugin set")
+
+    def try_out(self, perturbation: PerturbationSet, x: Tensor, variable: Tensor) -> None:
+        """Refuse a set whose regions cannot be made around inputs like ``x`` (B, *input), before training starts.
+
+        Raises:
+            SpecError: such a set.
+        """
+        perturbation.box(x)
+
+
+LOSSES: Registry[Loss] = Registry("loss", "cure_plugin.losses")
+"""Losses by name; other packages add theirs by the entry-point group ``cure_plugin.losses``."""
+
+
+@LOSSES.register("sabr")
+@dataclass(frozen=True)
+class Sabr(Loss):
+    """Interval bounds over the set's own small region around an attack, see :func:`sabr_loss`.
+
+    Attributes:
+        ratio: lambda, the region's size relative to the set's, in (0, 1]; 1: the whole set.
+    """
+
+    ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_ratio(self.ratio)
+
+    def needs_attack(self, perturbation: PerturbationSet) -> bool:
+        return perturbation.needs_attack(self.ratio)
+
+    def try_out(self, perturbation: PerturbationSet, x: Tensor, variable: Tensor) -> None:
+        perturbation.small_region(x, variable, self.ratio)
+
+    def of(self, batch: Batch) -> SetLoss:
+        return sabr_loss(batch.bounded, batch.x, batch.y, batch.perturbation, batch.variable, self.ratio)
+
+
+@LOSSES.register("sabr-box")
+@dataclass(frozen=True)
+class SabrBox(Loss):
+    """Interval bounds over the paper's box around an attack on an lp ball, see :func:`sabr_box_loss`.
+
+    Attributes:
+        ratio: lambda, the box's radius relative to the ball's, in (0, 1].
+    """
+
+    ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_ratio(self.ratio)
+
+    def check(self, perturbation: PerturbationSet) -> None:
+        if not hasattr(perturbation, "small_box"):
+            raise SpecError(f"loss sabr-box takes lp balls, got {perturbation.name}; use sabr")
+
+    def try_out(self, perturbation: PerturbationSet, x: Tensor, variable: Tensor) -> None:
+        perturbation.small_box(x, variable, self.ratio)
+
+    def of(self, batch: Batch) -> SetLoss:
+        return sabr_box_loss(batch.bounded, batch.x, batch.y, batch.perturbation, batch.variable, self.ratio)
+
+
+@LOSSES.register("ibp")
+@dataclass(frozen=True)
+class Ibp(Loss):
+    """Interval bounds over the whole set, see :func:`ibp_loss`."""
+
+    def needs_attack(self, perturbation: PerturbationSet) -> bool:
+        return False
+
+    def of(self, batch: Batch) -> SetLoss:
+        return ibp_loss(batch.bounded, batch.x, batch.y, batch.perturbation)
+
+
+@LOSSES.register("crown-ibp")
+@dataclass(frozen=True)
+class CrownIbp(Loss):
+    """CROWN-IBP's bounds over the whole set, see :func:`crown_ibp_loss`.
+
+    Attributes:
+        mix: share of CROWN-IBP's margins in (0, 1], the rest is IBP's.
+    """
+
+    mix: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("mix", self.mix, 1, zero=False)
+
+    def needs_attack(self, perturbation: PerturbationSet) -> bool:
+        return False
+
+    def of(self, batch: Batch) -> SetLoss:
+        return crown_ibp_loss(batch.bounded, batch.x, batch.y, batch.perturbation, self.mix)
+
+
+@LOSSES.register("mtl-ibp")
+@dataclass(frozen=True)
+class MtlIbp(Loss):
+    """A mix of the attack's and the bounds' losses, see :func:`mtl_ibp_loss`.
+
+    Attributes:
+        mix: share of the bounds in (0, 1], the rest is adversarial.
+    """
+
+    mix: float
+
+    def __post_init__(self) -> None:
+        check_number("mix", self.mix, 1, zero=False)
+
+    def of(self, batch: Batch) -> SetLoss:
+        return mtl_ibp_loss(batch.bounded, batch.model, batch.x, batch.y, batch.perturbation, batch.variable, self.mix)
+
+
+@LOSSES.register("cc-ibp")
+@dataclass(frozen=True)
+class CcIbp(Loss):
+    """The loss of a mix of attacked and bounded elided vectors, see :func:`cc_ibp_loss`.
+
+    Attributes:
+        mix: share of the bounds in (0, 1], the rest is adversarial.
+    """
+
+    certifies: ClassVar[bool] = False  # the mixed vector lies between the two
+
+    mix: float
+
+    def __post_init__(self) -> None:
+        check_number("mix", self.mix, 1, zero=False)
+
+    def of(self, batch: Batch) -> SetLoss:
+        return cc_ibp_loss(batch.bounded, batch.model, batch.x, batch.y, batch.perturbation, batch.variable, self.mix)
+
+
+@LOSSES.register("adversarial")
+@dataclass(frozen=True)
+class Adversarial(Loss):
+    """Cross entropy at the attack's point, see :func:`adversarial_loss`."""
+
+    bounds: ClassVar[bool] = False
+    certifies: ClassVar[bool] = False
+
+    def try_out(self, perturbation: PerturbationSet, x: Tensor, variable: Tensor) -> None:
+        perturbation.decode(x, variable)
+
+    def of(self, batch: Batch) -> SetLoss:
+        return adversarial_loss(batch.model, batch.x, batch.y, batch.perturbation, batch.variable)
+
+
+def _check_ratio(ratio: float) -> None:
+    try:
+        check_number("ratio (lambda)", ratio, 1, zero=False)
+    except SpecError as error:
+        raise SpecError(f"{error}; attacks alone are loss adversarial") from error
