@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -252,7 +253,8 @@ def _convert(key: str, kind: str, value: Any) -> Any:
         raise SpecError(f"recipe key {key!r} has the unusable value {value!r}: {reason}") from error
 
 
-def shipped_recipes() -> list[str]:
+@functools.cache
+def shipped_recipes() -> tuple[str, ...]:
     """Names of the recipes inside the package; those of a file with ``methods`` are ``file/method``."""
     folder = files("cure_plugin") / "recipes"
     names = []
@@ -261,7 +263,7 @@ def shipped_recipes() -> list[str]:
             name = entry.name.removesuffix(".yaml")
             methods = yaml.safe_load(entry.read_text()).get("methods")
             names += [name] if methods is None else [f"{name}/{method}" for method in methods]
-    return sorted(names)
+    return tuple(sorted(names))
 
 
 def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
