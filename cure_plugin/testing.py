@@ -1,4 +1,4 @@
-"""A base test case that any perturbation set, ours or a third party's, inherits (needs pytest only to run)."""
+"""Base test cases that sets and losses, ours or a third party's, inherit (they need pytest only to run)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import torch
 from auto_LiRPA import BoundedTensor
 from torch import Tensor, nn
 
-from cure_plugin.attacks import pgd
+from cure_plugin.attacks import pgd, pgd_variable
 from cure_plugin.bounds.module import bounded_module, default_dtype
-from cure_plugin.sets import PerturbationSet
+from cure_plugin.sets import PerturbationLpBall, PerturbationSet
 from cure_plugin.sets.rows import rows_of_matrix
+from cure_plugin.training.alignment import certified
+from cure_plugin.training.loss import LOSSES, Batch, Loss
 
 
 class PerturbationTestCase:
@@ -141,3 +143,65 @@ class PerturbationTestCase:
                 cut = point.clamp(0, 1)  # a region may stick out of a set's domain, but not of the set otherwise
                 inside = part.contains(x, point, 10 * self.tolerance) | part.contains(x, cut, 10 * self.tolerance)
                 assert bool(inside.all())
+
+
+class LossTestCase:
+    """Subclass it, say what to test in :meth:`make`, and run pytest.
+
+    >>> class TestMine(LossTestCase):
+    ...     def make(self):
+    ...         from cure_plugin.training import Sabr
+    ...         return Sabr(0.5)
+    >>> TestMine().test_every_parameter_is_trained()
+    """
+
+    def make(self) -> Loss:
+        """The loss to test; a new object each time."""
+        raise NotImplementedError
+
+    def perturbation(self) -> PerturbationSet:
+        """A set that the loss can be trained for."""
+        return PerturbationLpBall(2, 0.1)
+
+    def batch(self, scale: float = 1.0) -> Batch:
+        """Two images, a small net, and the attack on them; the set ``scale`` times its size."""
+        x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        y = torch.tensor([0, 2])
+        torch.manual_seed(0)
+        hidden = [nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)]
+        net, perturbation = nn.Sequential(*hidden).eval(), self.perturbation().scaled(scale)
+        variable, _ = pgd_variable(net, x, y, perturbation, 8, generator=torch.Generator().manual_seed(0))
+        return Batch(bounded_module(net, (1, 8, 8)), net, x, y, perturbation, variable)
+
+    def test_values_and_vectors_are_those_of_the_samples(self) -> None:
+        found = self.make().of(self.batch())
+        assert found.values.shape == (2,) and found.vector.shape == (2, 3)
+        assert bool(found.values.isfinite().all() and found.vector.isfinite().all())
+        assert bool((found.vector[:, 0] == 0).all())
+
+    def test_every_parameter_is_trained(self) -> None:
+        batch = self.batch()
+        self.make().of(batch).values.sum().backward()
+        for name, parameter in batch.model.named_parameters():
+            assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), name
+
+    def test_a_vector_that_certifies_bounds_the_margins(self) -> None:
+        """Over the whole set where the loss says that it certifies; a region's loss holds for its own region alone."""
+        batch, loss = self.batch(), self.make()
+        if loss.certifies and not loss.needs_attack(batch.perturbation):
+            vector = loss.of(batch).vector
+            for seed in range(50):
+                z = batch.model(batch.perturbation.sample(batch.x, torch.Generator().manual_seed(seed)))
+                others = torch.stack([row[torch.arange(3) != label] for row, label in zip(z, batch.y, strict=True)])
+                margins = others - z.gather(1, batch.y[:, None])
+                assert bool((margins.sort(1)[0] <= vector[:, 1:].sort(1)[0] + 1e-5).all())
+
+    def test_a_set_of_size_0_leaves_the_clean_images(self) -> None:
+        batch = self.batch(0.0)
+        vector = self.make().of(batch).vector
+        assert bool((certified(vector) == (batch.model(batch.x).argmax(1) == batch.y)).all())
+
+    def test_it_is_registered_and_made_again_from_its_options(self) -> None:
+        loss = self.make()
+        name = LOSSES.name_of(loss)
+        assert LOSSES.make(name, {key: getattr(loss, key) for key in LOSSES.options(name)}) == loss

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 from cure_plugin import PerturbationSet
-from cure_plugin.testing import PerturbationTestCase
+from cure_plugin.cli import main
+from cure_plugin.datasets import load_data
+from cure_plugin.testing import LossTestCase, PerturbationTestCase
+from cure_plugin.training import LOSSES, Loss
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -15,7 +22,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -69,6 +76,30 @@ class TestStripe(PerturbationTestCase):
 
     def test_pickles(self) -> None:
         """An example loaded by path is no importable module; packages are."""
+
+
+class TestLogitPairing(LossTestCase):
+    def make(self) -> Loss:
+        return load("logit_pairing").LogitPairing(0.25)
+
+
+def test_a_loss_of_your_own_trains_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found by its entry point, as an installed package's; a wrong option is refused."""
+    module = EXAMPLES / "logit_pairing.py"
+    (tmp_path / "pairing.py").write_text(module.read_text())
+    monkeypatch.syspath_prepend(str(tmp_path))
+    entry = importlib.metadata.EntryPoint("pairing", "pairing", "cure_plugin.losses")
+    monkeypatch.setattr("cure_plugin.registry.entry_points", lambda group: [entry] if group == entry.group else [])
+    monkeypatch.setattr("cure_plugin.cli.train.load_data", lambda name, train, root: load_data(name, train).first(20))
+    monkeypatch.setattr(LOSSES, "_classes", {k: v for k, v in LOSSES._classes.items() if k != "logit-pairing"})
+    quick = ["epochs=2", "ramp_epochs=0", "batch_size=10", "attack_steps=1", "milestones=[]", "net=cnn_tiny"]
+    sets = "sets=[{set: linf=0.02, loss: logit-pairing, WEIGHT: 0.25}]"
+    for weight, code in (("weight", 0), ("wait", 2)):
+        told = ["train", "demo_linf", *quick, sets.replace("WEIGHT", weight), "--out", str(tmp_path / weight)]
+        assert main(told) == code
+    assert "unknown key of a set 'wait'; did you mean 'weight'?" in capsys.readouterr().err
 
 
 def test_your_own_net_is_certified_for_several_sets() -> None:

@@ -16,6 +16,7 @@ from cure_plugin.datasets import load_data
 from cure_plugin.errors import SpecError
 from cure_plugin.nets import NetSpec, build_net
 from cure_plugin.sets import PerturbationLpBall, PerturbationSet, PerturbationUnion, set_spec
+from cure_plugin.testing import LossTestCase
 from cure_plugin.training import (
     LOSSES,
     CureObjective,
@@ -29,7 +30,7 @@ from cure_plugin.training import (
     sabr_box_loss,
     sabr_loss,
 )
-from cure_plugin.training.loss import SabrBox
+from cure_plugin.training.loss import Loss, SabrBox
 
 SETS = ("linf=0.05", "l2=0.4", "l1=1.0", "R(10)", "R(5) Sh(2)", "C(5) B(0.01)", "T(1,1)", "patch=2x2", "l0=2")
 """One of every kind."""
@@ -190,3 +191,38 @@ def test_shrinking_acts_inside_its_block_only(batch: tuple[Tensor, Tensor]) -> N
             assert torch.equal(before, lower_margins(bounded_module(NET, (1, 28, 28)), x, y, ball, "IBP"))
         after = lower_margins(bounded, x, y, ball, "IBP")
     assert torch.equal(before, after) and bool((shrunk > before).any())
+
+
+class TestSabr(LossTestCase):
+    def make(self) -> Loss:
+        return LOSSES.make("sabr", {"ratio": 0.4})
+
+
+class TestSabrBox(LossTestCase):
+    def make(self) -> Loss:
+        return LOSSES.make("sabr-box", {"ratio": 0.01})
+
+
+class TestIbp(LossTestCase):
+    def make(self) -> Loss:
+        return LOSSES.make("ibp")
+
+
+class TestCrownIbp(LossTestCase):
+    def make(self) -> Loss:
+        return LOSSES.make("crown-ibp", {"mix": 0.5})
+
+
+class TestMtlIbp(LossTestCase):
+    def make(self) -> Loss:
+        return LOSSES.make("mtl-ibp", {"mix": 0.3})
+
+
+class TestCcIbp(LossTestCase):
+    def make(self) -> Loss:
+        return LOSSES.make("cc-ibp", {"mix": 0.3})
+
+
+class TestAdversarial(LossTestCase):
+    def make(self) -> Loss:
+        return LOSSES.make("adversarial")
