@@ -223,7 +223,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: ((r / "metadata.json").unlink(), (r / "metadata.json").mkdir()),
         "metadata.json cannot be read",
     ),
-    "not all of a packed root": (lambda r: (r / "vendor/cure_plugin").mkdir(parents=True), "1: No module named"),
+    "torn generator": (lambda r: (r / "generate_properties.py").write_text("def"), "py cannot be read"),
+    "no vendored module": (lambda r: (r / "vendor/cure_plugin").mkdir(parents=True), "files.py is missing; pack"),
     "weights elsewhere": (lambda r: weights_elsewhere(r / "onnx/net.onnx"), "keeps weights in another file"),
     "one seed": (
         lambda r: (r / "generate_properties.py").write_text(

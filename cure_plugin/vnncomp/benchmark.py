@@ -19,7 +19,7 @@ from cure_plugin.errors import CheckpointError, CureError, DataError, OutputErro
 from cure_plugin.vnncomp.generate import GENERATED, STRATA
 from cure_plugin.vnncomp.graphs import input_shape, output_size, read_model
 from cure_plugin.vnncomp.instances import Instance, base_name, read_instances
-from cure_plugin.vnncomp.pack import VENDOR, pack
+from cure_plugin.vnncomp.pack import VENDOR, missing_copies, pack
 from cure_plugin.vnncomp.query import Query, read_query, read_text
 from cure_plugin.vnncomp.replay import Answer, Network, fault_of, read_answer
 from cure_plugin.vnncomp.root import GENERATOR
@@ -42,9 +42,9 @@ def faults(folder: Path) -> list[str]:
     Raises:
         OutputError: there is no room for a copy to generate in.
     """
-    missing = [name for name in (*_FILES, "onnx", "vnnlib") if not (folder / name).exists()]
+    missing = list(_missing(folder))
     if missing:
-        return [f"{name} is missing" for name in missing]
+        return missing
     found = list(_sizes(folder))
     for version in VERSIONS:
         found += _tree_faults(folder, version)
@@ -52,6 +52,16 @@ def faults(folder: Path) -> list[str]:
         found += _verdict_faults(folder)
         found += _generator_faults(folder)
     return found
+
+
+def _missing(folder: Path) -> Iterator[str]:
+    missing = [name for name in (*_FILES, "onnx", "vnnlib") if not (folder / name).exists()]
+    yield from (f"{name} is missing" for name in missing)
+    if (folder / VENDOR).is_dir() and not missing:
+        try:
+            yield from (f"{name} is missing; pack the root again" for name in missing_copies(folder))
+        except DataError as error:
+            yield str(error)
 
 
 def _sizes(folder: Path) -> Iterator[str]:

@@ -31,7 +31,7 @@ def pack(folder: Path, out: Path) -> None:
         OutputError: ``out`` exists, lies in ``folder`` or cannot be written.
     """
     read_root(folder)
-    modules = _modules(folder)
+    copies = _copies(folder)
     if os.path.lexists(out):
         raise OutputError(f"{out} exists already; name a folder that does not")
     if folder.resolve() in out.resolve().parents:
@@ -41,17 +41,32 @@ def pack(folder: Path, out: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         shutil.copytree(folder, unfinished, ignore=shutil.ignore_patterns(*_NOT_COPIED))
-        package = unfinished / VENDOR / _PACKAGE.name
-        for path in modules:
-            copy = package / path.relative_to(_PACKAGE)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-        (package / "__init__.py").write_text(f'"""Copies of those modules that {GENERATOR} runs."""\n')
+        for name, content in copies.items():
+            (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+            (unfinished / name).write_bytes(content)
         unfinished.rename(out)
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error}; choose a writable place with room") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def missing_copies(folder: Path) -> list[str]:
+    """Files in ``vendor`` that the generator of the packed root ``folder`` needs and that are not there.
+
+    Raises:
+        DataError: the generator cannot be read.
+    """
+    return [name for name in _copies(folder) if not (folder / name).is_file()]
+
+
+def _copies(folder: Path) -> dict[str, bytes]:
+    """Path in a packed root -> content of the package that its generator runs."""
+    package = f"{VENDOR}/{_PACKAGE.name}"
+    copies = {f"{package}/__init__.py": f'"""Copies of those modules that {GENERATOR} runs."""\n'.encode()}
+    for path in _modules(folder):
+        copies[f"{package}/{path.relative_to(_PACKAGE).as_posix()}"] = path.read_bytes()
+    return copies
 
 
 def _modules(folder: Path) -> list[Path]:
