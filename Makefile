@@ -52,11 +52,13 @@ reproduce: $(READY)
 	$(BIN)/python benchmarks/reproduce.py small_mnist_small --seeds 0 $(if $(DATA),--data $(DATA)) \
 	  --methods ba_only gp_only gp_single plain_sum l2_attack_only l2_box l2_single_box gp_annealing l2_larger
 
-# The three VNN-COMP benchmark roots: SEED=number; drawn, and looked at as the platform would.
+# The three VNN-COMP benchmark roots: SEED=number; drawn, packed into out/roots, and looked at as the platform would.
 roots: $(READY)
-	for root in multinorm geometric patch; do \
-	  $(BIN)/python benchmarks/cure_$$root/generate_properties.py $(or $(SEED),1) && \
-	  $(BIN)/cure bench check benchmarks/cure_$$root || exit 1; \
+	for root in cure_multinorm cure_geometric cure_patch; do \
+	  $(BIN)/python benchmarks/$$root/generate_properties.py $(or $(SEED),1) && \
+	  rm -rf out/roots/$$root && \
+	  $(BIN)/cure bench pack benchmarks/$$root out/roots/$$root && \
+	  $(BIN)/cure bench check out/roots/$$root || exit 1; \
 	done
 
 lint: $(READY)

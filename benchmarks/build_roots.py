@@ -38,7 +38,7 @@ from cure_plugin.vnncomp.generate import STRATA, Root, generate, question
 from cure_plugin.vnncomp.graphs import write_model
 from cure_plugin.vnncomp.query import Query
 from cure_plugin.vnncomp.replay import Network
-from cure_plugin.vnncomp.root import write_root, write_vendored
+from cure_plugin.vnncomp.root import write_root
 from cure_plugin.vnncomp.vnnlib import vnnlib_text
 
 PER_GROUP = 20
@@ -252,17 +252,11 @@ def _outward(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make a benchmark root.")
     parser.add_argument("name", choices=list(COUNTS))
-    parser.add_argument("--nets", nargs="+", default=[], metavar="name=FOLDER")
-    parser.add_argument("--vendor", action="store_true", help="only bring the generator's copies of modules up to date")
+    parser.add_argument("--nets", nargs="+", required=True, metavar="name=FOLDER")
     parser.add_argument("--images", type=int, default=40, help="test images that candidates are made of")
     parser.add_argument("--data", type=Path, help="MNIST, for cure_multinorm; default: $CURE_DATA")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where the root's folder goes")
     options = parser.parse_args()
-    if options.vendor:
-        write_vendored(options.out / options.name)
-        return
-    if not options.nets:
-        parser.error("give --nets")
     folders = {name: Path(folder) for name, _, folder in (text.partition("=") for text in options.nets)}
     nets = {name: load_net(folder / "checkpoint.pt")[1] for name, folder in folders.items()}
     data = load_data("mnist" if options.name == "cure_multinorm" else "mnist-slice", False, options.data)

@@ -22,15 +22,15 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 
 from cure_plugin.errors import MissingDependencyError
 
-INSTALL_HINT = (
-    "auto_LiRPA is not installed; cure_plugin extends it and needs 0.3 or 0.7.1. Either run\n"
-    "pip install --no-deps auto_LiRPA==0.3, or clone github.com/Verified-Intelligence/auto_LiRPA "
-    "and run pip install --no-deps ./auto_LiRPA"
-)
+INSTALL_HINTS = {
+    "torch": "torch is not installed; all of cure_plugin but benchmark generators needs it: pip install torch",
+    "auto_LiRPA": "auto_LiRPA is not installed; cure_plugin extends 0.3 or 0.7.1: pip install --no-deps "
+    "auto_LiRPA==0.3, or clone github.com/Verified-Intelligence/auto_LiRPA and pip install --no-deps ./auto_LiRPA",
+}
+"""What sets, bounds and training need, and how to install it, in one line each."""
 
 
 def _set_opset_version(opset_version: int) -> None:
@@ -49,6 +49,7 @@ def _node_getitem(node: Any, attribute: str) -> Any:
 @contextmanager
 def _names_needed_by_0_3() -> Iterator[None]:
     """Supply the vanished names; those needed at run time stay, the others go after the import."""
+    import torch
     import torch.onnx.symbolic_helper as symbolic_helper
 
     if not hasattr(np, "bool"):
@@ -73,17 +74,23 @@ def _names_needed_by_0_3() -> Iterator[None]:
             del symbolic_helper._set_opset_version  # type: ignore[attr-defined]
 
 
+def missing_package() -> str | None:
+    """The first of torch and auto_LiRPA that is not installed; None where both are. Imports neither."""
+    return next((name for name in INSTALL_HINTS if sys.modules.get(name) is None and find_spec(name) is None), None)
+
+
 def import_auto_lirpa() -> ModuleType:
     """Import auto_LiRPA, mended where its version needs it, and return the package.
 
     Raises:
-        MissingDependencyError: auto_LiRPA is not installed; the two lines name both ways to install it.
+        MissingDependencyError: torch or auto_LiRPA is not installed; the line says how to install it.
     """
     loaded = sys.modules.get("auto_LiRPA")
     if loaded is not None:
         return loaded
-    if find_spec("auto_LiRPA") is None:
-        raise MissingDependencyError(INSTALL_HINT)
+    missing = missing_package()
+    if missing is not None:
+        raise MissingDependencyError(INSTALL_HINTS[missing])
     # auto_LiRPA changes the process's warning filters as it is imported, and calls what torch deprecates.
     with warnings.catch_warnings(record=True), _names_needed_by_0_3():
         package = importlib.import_module("auto_LiRPA")

@@ -1,7 +1,7 @@
 """Certify your own torch net, whatever trained it, for several sets at once, and write a report's records.
 
 The net here is a small residual one, trained for a moment on the shipped images; put yours in its place. It must map
-pixels in [0, 1] to logits: make a normalisation its first layer (``cure_plugin.nets.Normalize``).
+pixels in [0, 1] to logits: make a normalisation its first layer (``cure_plugin.Normalize``).
 """
 
 from __future__ import annotations
@@ -12,10 +12,16 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from cure_plugin.certification import Certifier, Summary, certify_dataset, summarize
-from cure_plugin.datasets import ImageData, load_data
-from cure_plugin.nets import Normalize
-from cure_plugin.sets import set_spec
+from cure_plugin import (
+    Certifier,
+    ImageData,
+    Normalize,
+    Summary,
+    certify_dataset,
+    load_data,
+    set_spec,
+    summarize,
+)
 
 
 class Residual(nn.Module):

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from cure_plugin import PerturbationLpBall
-from cure_plugin.bounds.module import bounded_module
-from cure_plugin.datasets import load_data
-from cure_plugin.nets import NetSpec, build_net
-from cure_plugin.training import CureObjective, Max, Sabr, TrainingSet, smooth_ramp
+from cure_plugin import (
+    CureObjective,
+    Max,
+    NetSpec,
+    PerturbationLpBall,
+    Sabr,
+    TrainingSet,
+    bounded_module,
+    build_net,
+    load_data,
+    smooth_ramp,
+)
 
 
 def main(steps: int = 60, batch_size: int = 64) -> list[float]:

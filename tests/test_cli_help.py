@@ -10,7 +10,19 @@ import pytest
 from cure_plugin.cli import main
 from cure_plugin.cli.main import _parser
 
-COMMANDS = ("train", "certify", "compare", "export", "verify", "check", "bench check", "report", "sets", "demo")
+COMMANDS = (
+    "train",
+    "certify",
+    "compare",
+    "export",
+    "verify",
+    "check",
+    "bench check",
+    "bench pack",
+    "report",
+    "sets",
+    "demo",
+)
 
 
 def shown(command: str, capsys: pytest.CaptureFixture[str]) -> str:

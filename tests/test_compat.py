@@ -1,4 +1,4 @@
-"""The compatibility module: needed for 0.3, harmless otherwise, and clear when auto_LiRPA is absent."""
+"""The compatibility module: needed for 0.3, harmless otherwise."""
 
 from __future__ import annotations
 
@@ -40,16 +40,3 @@ def test_matrix_mode_can_list_parameters() -> None:
         "print(len(list(BoundedModule(net, torch.zeros(1, 2)).parameters())))"
     )
     assert run_python(code).stdout.strip() == "2"
-
-
-def test_a_missing_auto_lirpa_is_explained_in_two_lines() -> None:
-    code = (
-        "import importlib.util as util\n"
-        "real = util.find_spec\n"
-        "util.find_spec = lambda name, *a: None if name == 'auto_LiRPA' else real(name, *a)\n"
-        "try:\n    import cure_plugin\n"
-        "except ImportError as error:\n    print(error)"
-    )
-    lines = run_python(code).stdout.strip().splitlines()
-    assert len(lines) == 2
-    assert "auto_LiRPA==0.3" in lines[1] and "github.com/Verified-Intelligence/auto_LiRPA" in lines[1]

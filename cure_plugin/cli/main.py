@@ -10,12 +10,13 @@ from typing import Any
 
 from cure_plugin import __version__
 from cure_plugin.certification.certifier import METHODS
+from cure_plugin.cli.bench import bench_check, bench_pack
 from cure_plugin.cli.certify import certify
 from cure_plugin.cli.compare import compare
 from cure_plugin.cli.export import export
 from cure_plugin.cli.report import report
 from cure_plugin.cli.train import train
-from cure_plugin.cli.verify import bench_check, check, verify
+from cure_plugin.cli.verify import check, verify
 from cure_plugin.datasets import DATASETS
 from cure_plugin.demo import SETS, run_demo
 from cure_plugin.errors import CureError
@@ -36,6 +37,7 @@ _EXAMPLES = {
     "verify": "out/files/instances.csv --verifier cure --out out/verified",
     "check": "out/files/instances.csv --counterexamples out/tool --out out/results.csv",
     "bench check": "benchmarks/cure_patch",
+    "bench pack": "benchmarks/cure_patch out/roots/cure_patch",
     "report": "cure=out/a/checkpoint.pt linf=out/b/checkpoint.pt --out out/report",
     "sets": "",
     "demo": "--out out/demo",
@@ -173,6 +175,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("folder", type=Path, metavar="DIR")
     command.set_defaults(run=bench_check)
+    command = bench.add_parser(
+        "pack",
+        help="copy a root with what its generator needs beside numpy, onnx and pyyaml",
+    )
+    command.add_argument("folder", type=Path, metavar="ROOT", help="benchmark root; what was drawn in it comes along")
+    command.add_argument("out", type=Path, metavar="OUT", help="folder to write; none may be there yet")
+    command.set_defaults(run=bench_pack)
 
     command = commands.add_parser(
         "report",

@@ -1,4 +1,4 @@
-"""``cure verify``, ``cure check`` and ``cure bench check``."""
+"""``cure verify`` and ``cure check``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 from collections.abc import Sequence
 
 from cure_plugin.errors import DataError
-from cure_plugin.vnncomp import benchmark, run
+from cure_plugin.vnncomp import run
 from cure_plugin.vnncomp.verifiers import find_verifier
 
 CONTRADICTION = 3
@@ -44,14 +44,3 @@ def check(options: argparse.Namespace) -> int:
 def _report(runs: Sequence[run.Run]) -> int:
     print(run.summary_text(runs))
     return CONTRADICTION if any(one.contradicts for one in runs) else 0
-
-
-def bench_check(options: argparse.Namespace) -> int:
-    """Say what is wrong with a benchmark root."""
-    if not options.folder.is_dir():
-        raise DataError(f"{options.folder} is no folder; give a benchmark root")
-    found = benchmark.faults(options.folder)
-    for fault in found:
-        print(fault)
-    print(f"{options.folder}: {f'{len(found)} faults' if found else 'as the platform wants it'}")
-    return CONTRADICTION if found else 0

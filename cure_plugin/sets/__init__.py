@@ -1,5 +1,9 @@
 """Perturbation sets for auto_LiRPA's ``BoundedTensor``, and their specs."""
 
+from cure_plugin.compat import import_auto_lirpa
+
+import_auto_lirpa()  # says what to install where it is missing
+
 from cure_plugin.sets.base import PerturbationSet
 from cure_plugin.sets.geometric import PerturbationGeometric
 from cure_plugin.sets.lp import PerturbationLpBall

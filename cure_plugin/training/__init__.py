@@ -1,5 +1,9 @@
 """CURE's training hooks: functions and small objects for any loop, and one ready-made loop over them."""
 
+from cure_plugin.compat import import_auto_lirpa
+
+import_auto_lirpa()  # says what to install where it is missing
+
 from cure_plugin.training.alignment import bound_alignment
 from cure_plugin.training.augment import augmented
 from cure_plugin.training.batch_norm import batch_statistics

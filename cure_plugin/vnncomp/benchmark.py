@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import onnx
 
-from cure_plugin.errors import CureError, OutputError
+from cure_plugin.errors import CheckpointError, CureError, DataError, OutputError
 from cure_plugin.vnncomp.generate import GENERATED, STRATA
 from cure_plugin.vnncomp.graphs import input_shape, output_size, read_model
 from cure_plugin.vnncomp.instances import Instance, base_name, read_instances
+from cure_plugin.vnncomp.pack import VENDOR, missing_copies, pack
 from cure_plugin.vnncomp.query import Query, read_query, read_text
 from cure_plugin.vnncomp.replay import Answer, Network, fault_of, read_answer
-from cure_plugin.vnncomp.root import VENDORED
+from cure_plugin.vnncomp.root import GENERATOR
 from cure_plugin.vnncomp.vnnlib import VERSIONS
 
 LONGEST = 21_600
@@ -32,7 +33,7 @@ _LARGEST_FILE, _LARGEST_ROOT = 100, 30
 
 _OPERATORS = {"Conv", "Relu", "Flatten", "Reshape", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div"}
 
-_FILES = ("generate_properties.py", "spec.yaml", "candidates.json", "candidates.npz", "README.md", "metadata.json")
+_FILES = (GENERATOR, "spec.yaml", "candidates.json", "candidates.npz", "README.md", "metadata.json", "instances.csv")
 
 
 def faults(folder: Path) -> list[str]:
@@ -41,10 +42,9 @@ def faults(folder: Path) -> list[str]:
     Raises:
         OutputError: there is no room for a copy to generate in.
     """
-    needed = (*_FILES, "instances.csv", "onnx", "vnnlib", *(f"vendor/cure_plugin/{name}" for name in VENDORED))
-    missing = [name for name in needed if not (folder / name).exists()]
+    missing = list(_missing(folder))
     if missing:
-        return [f"{name} is missing" for name in missing]
+        return missing
     found = list(_sizes(folder))
     for version in VERSIONS:
         found += _tree_faults(folder, version)
@@ -52,6 +52,16 @@ def faults(folder: Path) -> list[str]:
         found += _verdict_faults(folder)
         found += _generator_faults(folder)
     return found
+
+
+def _missing(folder: Path) -> Iterator[str]:
+    missing = [name for name in (*_FILES, "onnx", "vnnlib") if not (folder / name).exists()]
+    yield from (f"{name} is missing" for name in missing)
+    if (folder / VENDOR).is_dir() and not missing:
+        try:
+            yield from (f"{name} is missing; pack the root again" for name in missing_copies(folder))
+        except DataError as error:
+            yield str(error)
 
 
 def _sizes(folder: Path) -> Iterator[str]:
@@ -197,7 +207,7 @@ def _middle(query: Query) -> Answer:
 
 
 def _generator_faults(folder: Path) -> Iterator[str]:
-    """Run the generator again, in a copy: the seed of ``metadata.json`` leaves the same files, the next seed others."""
+    """Run the generator in a packed copy: the seed of ``metadata.json`` leaves the same files, the next seed others."""
     try:
         seed = int(json.loads((folder / "metadata.json").read_text())["seed"])
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -206,7 +216,13 @@ def _generator_faults(folder: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="cure-bench-") as scratch:
         copy = Path(scratch) / folder.resolve().name
         try:
-            shutil.copytree(folder, copy)
+            if (folder / VENDOR).is_dir():
+                shutil.copytree(folder, copy)
+            else:
+                pack(folder, copy)
+        except (CheckpointError, DataError) as error:
+            yield str(error)
+            return
         except OSError as error:
             raise OutputError(f"cannot copy {folder} to {scratch}: make room there, or set TMPDIR") from error
         again = _generated(copy, seed)
@@ -215,25 +231,25 @@ def _generator_faults(folder: Path) -> Iterator[str]:
             return
         there = _contents(folder)
         for name in sorted(set(there) ^ set(again)):
-            yield f"generate_properties.py {seed} does not leave the same files: {name}"
+            yield f"{GENERATOR} {seed} does not leave the same files: {name}"
         for name in sorted(set(there) & set(again)):
             if again[name] != there[name]:
-                yield f"generate_properties.py {seed} writes another {name}"
+                yield f"{GENERATOR} {seed} writes another {name}"
         other = _generated(copy, seed + 1)
         if isinstance(other, str):
             yield other
         elif other["instances.csv"] == again["instances.csv"]:
-            yield f"generate_properties.py draws the same instances with seeds {seed} and {seed + 1}"
+            yield f"{GENERATOR} draws the same instances with seeds {seed} and {seed + 1}"
 
 
 def _generated(copy: Path, seed: int) -> dict[str, bytes] | str:
     """What the generator leaves, or what went wrong."""
     for name in GENERATED:
         shutil.rmtree(copy / name, ignore_errors=True)
-    command = [sys.executable, "generate_properties.py", str(seed)]
+    command = [sys.executable, GENERATOR, str(seed)]
     run = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
     if run.returncode:
-        return f"generate_properties.py {seed} ended with {run.returncode}: {run.stderr.strip()[-300:]}"
+        return f"{GENERATOR} {seed} ended with {run.returncode}: {run.stderr.strip()[-300:]}"
     return _contents(copy)
 
 

@@ -80,7 +80,7 @@ def read_root(folder: Path) -> Root:
             if not isinstance(number, int | float) or not number >= 0:
                 raise ValueError(f"{key} in spec.yaml must be a number >= 0, got {number!r}")
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, zipfile.BadZipFile) as error:
-        raise DataError(f"{folder} is no benchmark root: {error}") from error
+        raise DataError(f"{folder} is no benchmark root: {' '.join(str(error).split())}") from error
     return Root(spec, candidates, arrays, nets)
 
 

@@ -1,4 +1,4 @@
-"""A benchmark root on disk: what its generator needs, with copies of the modules that it runs."""
+"""A benchmark root on disk: what its generator draws from, and the script itself."""
 
 from __future__ import annotations
 
@@ -14,24 +14,13 @@ from cure_plugin.files import write_atomically, write_text
 from cure_plugin.vnncomp.generate import Root
 from cure_plugin.vnncomp.graphs import write_model
 
-VENDORED = (
-    "errors.py",
-    "files.py",
-    "vnncomp/__init__.py",
-    "vnncomp/fixed_point.py",
-    "vnncomp/generate.py",
-    "vnncomp/graphs.py",
-    "vnncomp/instances.py",
-    "vnncomp/property.py",
-    "vnncomp/questions.py",
-    "vnncomp/vnnlib.py",
-)
-"""Modules of the package that a generator runs; they need numpy, onnx and pyyaml."""
+GENERATOR = "generate_properties.py"
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+_SCRIPT = '''\
+"""Draw this benchmark's instances: ``python generate_properties.py SEED``; needs numpy, onnx and pyyaml.
 
-_GENERATOR = '''\
-"""Draw this benchmark's instances: ``python generate_properties.py SEED``; needs numpy, onnx and pyyaml."""
+It runs the modules of cure_plugin in ``vendor``, where ``cure bench pack`` has put them, else an installed cure_plugin.
+"""
 
 import sys
 from pathlib import Path
@@ -40,8 +29,12 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "vendor"))
 sys.dont_write_bytecode = True
 
-from cure_plugin.errors import CureError  # noqa: E402
-from cure_plugin.vnncomp.generate import generate  # noqa: E402
+try:
+    from cure_plugin.errors import CureError
+    from cure_plugin.vnncomp.generate import generate
+except ImportError as error:
+    needs = "numpy, onnx, pyyaml, and cure_plugin: pip install cure_plugin, or pack this root with cure bench pack"
+    sys.exit(f"{error}; needs {needs}")
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or not sys.argv[1].isdecimal():
@@ -65,15 +58,16 @@ def write_root(folder: Path, root: Root, readme: str) -> None:
     for name, model in root.nets.items():
         write_model(model, folder / "onnx" / name)
     write_text(folder / "README.md", readme)
-    write_vendored(folder)
+    write_generator(folder)
 
 
-def write_vendored(folder: Path) -> None:
-    """The generator's script, and copies of the package's modules that it runs."""
-    write_text(folder / "generate_properties.py", _GENERATOR)
-    write_text(folder / "vendor/cure_plugin/__init__.py", '"""Copies of those modules that the generator runs."""\n')
-    for name in VENDORED:
-        write_text(folder / "vendor/cure_plugin" / name, (_PACKAGE / name).read_text())
+def write_generator(folder: Path) -> None:
+    """The script that draws the instances.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    write_text(folder / GENERATOR, _SCRIPT)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

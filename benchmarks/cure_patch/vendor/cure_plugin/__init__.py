@@ -1,1 +1,0 @@
-"""Copies of those modules that the generator runs."""
