@@ -97,7 +97,7 @@ def plain_loop(
 
 def cascade(net: nn.Module, data: ImageData, text: str, methods: Sequence[str]) -> dict[str, Any]:
     """Our certifier on every image."""
-    certifier = Certifier(net, data.shape, methods, batch_size=BATCH, alpha_iterations=ALPHA_ITERATIONS)
+    certifier = Certifier(net, data.shape, methods, BATCH)
     started = time.perf_counter()
     verdicts = []
     for start in tqdm(range(0, len(data), BATCH), desc=f"cascade {text}"):

@@ -21,6 +21,7 @@ from bench_sets import trained
 from ledger import record_rows
 
 from cure_plugin.certification import certify_dataset, summarize
+from cure_plugin.certification.cascade import read_methods
 from cure_plugin.datasets import load_data
 from cure_plugin.sets import set_spec
 
@@ -55,7 +56,7 @@ CASES = (
 def measure(case: Case, data_name: str, root: Path | None, out: Path) -> dict[str, Any]:
     """Shares and splits over the first images of the test set."""
     certifier = trained(case.recipe, data_name, root)
-    certifier.methods = METHODS
+    certifier.methods = read_methods(METHODS)
     data = load_data(data_name, False, root).first(IMAGES)
     spec = set_spec(case.text)
     name = "".join(character if character.isalnum() else "_" for character in f"{case.recipe} {case.text}")

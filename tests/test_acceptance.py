@@ -22,7 +22,7 @@ from cure_plugin.bounds import module, operators, rounding
 from cure_plugin.bounds.module import bounded_module
 from cure_plugin.bounds.operators import OPERATORS, table
 from cure_plugin.bounds.rounding import growth, required_margins
-from cure_plugin.certification import Certifier
+from cure_plugin.certification import AlphaCrown, Certifier, Crown, IbpBound, Piece
 from cure_plugin.errors import SpecError
 
 OLD = auto_LiRPA.__version__ == "0.3"
@@ -258,9 +258,8 @@ def test_alpha_crown_alone_takes_no_boxes_of_other_images() -> None:
     x, ball = torch.rand(1, 16), PerturbationLpBall(math.inf, 1e-3)
     y = net(x).argmax(1)
     bounder = Certifier(net, (16,), alpha_iterations=2)._bounder
-    bounder.bound(x * 0, y, ball, "CROWN")
-    _, needed, _ = bounder._piece(x, y, ball, "alpha-CROWN", None)
-    assert torch.equal(needed, required_margins(bounder._bounded, x, y, ball, {}))
+    bounder.bound(x * 0, y, ball, Crown())
+    assert AlphaCrown(2).bounds(bounder, Piece(x, y, ball)).boxes == {}
 
 
 def test_margins_grow_with_terms_and_shrink_with_precision() -> None:
@@ -325,8 +324,8 @@ def test_what_float32_leaves_open_is_bounded_again_in_float64() -> None:
         y = net(x).argmax(1)
         net[-1].bias[y] -= float(-worst_margin_loss(net(x), y)) - 2e-6
     certifier = Certifier(net, (16,))
-    found = certifier._bounder.bound(x, y, ball, "IBP")
-    assert float(found.lower) < float(required_margins(certifier._bounder._bounded, x, y, ball, {}))
+    found = certifier._bounder.bound(x, y, ball, IbpBound())
+    assert float(found.lower) < float(required_margins(certifier._bounder.bounded, x, y, ball, {}))
     assert bool(found.proved)
     with torch.no_grad():
         net[-1].bias += 1

@@ -18,6 +18,7 @@ from cure_plugin import PerturbationLpBall
 from cure_plugin.attacks import pgd, worst_margin_loss
 from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.certification import Certifier, certify_dataset, summarize, wilson_interval
+from cure_plugin.certification.cascade import applicable
 from cure_plugin.certification.curves import certified_curves
 from cure_plugin.certification.report import union_status
 from cure_plugin.checkpoint import load_net
@@ -242,12 +243,15 @@ def test_kinds_of_sets_are_counted_apart(certifier: Certifier, data: ImageData) 
 
 
 def test_stages_fit_the_set(net: nn.Module) -> None:
+    def stages_of(text: str, certifier: Certifier) -> list[str]:
+        return [method.name for method in applicable(certifier.methods, set_spec(text).build())]
+
     certifier = Certifier(net, (1, 28, 28))
-    stages = {text: certifier._stages(set_spec(text).build()) for text in ("linf=0.1", "l2=0.5", "R(5)", "patch=2x2")}
+    stages = {text: stages_of(text, certifier) for text in ("linf=0.1", "l2=0.5", "R(5)", "patch=2x2")}
     assert stages["linf=0.1"] == ["IBP", "pgd", "CROWN-IBP", "CROWN", "alpha-CROWN"]
     assert stages["l2=0.5"] == ["IBP", "pgd", "CROWN-IBP", "CROWN", "coupled", "alpha-CROWN"]
     assert stages["R(5)"] == stages["patch=2x2"] == ["IBP", "pgd", "CROWN-IBP", "CROWN", "splitting"]
-    assert Certifier(net, (1, 28, 28), ("CROWN",))._stages(set_spec("R(5)").build()) == ["pgd", "CROWN"]
+    assert stages_of("R(5)", Certifier(net, (1, 28, 28), ("CROWN",))) == ["pgd", "CROWN"]
 
 
 @pytest.mark.parametrize("text", ["R(6)", "patch=2x2"])
@@ -265,7 +269,7 @@ def test_splitting_decides_what_one_bound_cannot(net: nn.Module, data: ImageData
 def test_coupled_never_falls_below_crown_and_leaves_gradients_on(net: nn.Module, data: ImageData) -> None:
     x, y = data.batch(slice(0, 3))
     certifier = Certifier(net, (1, 28, 28))
-    certifier._bounder._coupled = CoupledBounds(certifier._bounder._bounded, 5, 5, 1)
+    certifier._bounder.coupled = CoupledBounds(certifier._bounder.bounded, 5, 5, 1)
     wanted = [parameter.requires_grad for parameter in net.parameters()]
     for text in ("l2=0.5", "l1=1"):
         perturbation = set_spec(text).build()

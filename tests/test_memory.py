@@ -12,24 +12,24 @@ from test_elementwise import FRONTS, SHAPE, net_of, normalised
 from torch import nn
 
 from cure_plugin import PerturbationLpBall
-from cure_plugin.bounds.memory import bytes_per_image
 from cure_plugin.bounds.module import bounded_module
-from cure_plugin.certification import Certifier
+from cure_plugin.certification import METHODS, Certifier
 from cure_plugin.errors import MemoryWarning
 
 BEHIND = """
 import resource, sys, torch, cure_plugin
 from torch import nn
 from test_elementwise import FRONTS, MEAN, STD
+from cure_plugin.certification import METHODS
 from cure_plugin.certification.bounder import Bounder
 from cure_plugin.nets import NetSpec, Normalize, build_net
 from cure_plugin.sets import set_spec
 front = Normalize(MEAN, STD) if sys.argv[1] == "Normalize" else FRONTS[sys.argv[1]]()
 net = nn.Sequential(front, build_net(NetSpec("cnn_small", (3, 32, 32)), torch.Generator().manual_seed(0))).eval()
-bounder = Bounder(net, (3, 32, 32), 2, 1, 100.0)
+bounder = Bounder(net, (3, 32, 32), 1, 100.0)
 x = 0.5 + 0.1 * torch.rand(1, 3, 32, 32)
 for method in ("CROWN", "coupled"):
-    bounder.bound(x, torch.tensor([0]), set_spec("l2=1").build(), method)
+    bounder.bound(x, torch.tensor([0]), set_spec("l2=1").build(), METHODS.make(method))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
@@ -47,9 +47,8 @@ from torch import nn
 from torch.nn import Conv2d as C, ReLU as R
 from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.bounds.margins import crown_bounds
-from cure_plugin.bounds.memory import bytes_per_image
 from cure_plugin.bounds.module import bounded_module
-from cure_plugin.certification import Certifier
+from cure_plugin.certification import METHODS, Certifier
 from cure_plugin.modes import frozen
 from cure_plugin.sets import set_spec
 net, method = eval(f"nn.Sequential({sys.argv[1]})").eval(), sys.argv[2]
@@ -66,7 +65,7 @@ with frozen(net):
     else:
         CoupledBounds(bounded, 6, 6, 2).bounds(x, y, ball, target=torch.tensor([float("inf")]))
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * 1024, bytes_per_image(bounded, method, 4))
+print((after - before) * 1024, METHODS.make(method).bytes_per_image(bounded, 4))
 """
 
 
@@ -94,10 +93,10 @@ def test_the_estimate_for_matrix_mode_is_right_by_a_factor_of_two(name: str, met
 
 def test_constants_written_out_are_expected_to_take_what_normalize_does() -> None:
     for method in ("CROWN", "coupled", "alpha-CROWN"):
-        reference = bytes_per_image(bounded_module(net_of("convolutions", normalised()), SHAPE), method, 4)
+        reference = METHODS.make(method).bytes_per_image(bounded_module(net_of("convolutions", normalised()), SHAPE), 4)
         for name in ("sub div", "bytes", "batch norm"):
             bounded = bounded_module(net_of("convolutions", FRONTS[name]()), SHAPE)
-            assert 0 < bytes_per_image(bounded, method, 4) <= reference
+            assert 0 < METHODS.make(method).bytes_per_image(bounded, 4) <= reference
 
 
 def test_relaxations_other_than_relu_count() -> None:
@@ -105,7 +104,7 @@ def test_relaxations_other_than_relu_count() -> None:
     for activation in (nn.ReLU, nn.LeakyReLU, nn.Tanh):
         body = [nn.Conv2d(1, 4, 3, dilation=2), activation(), nn.Conv2d(4, 4, 3), activation()]
         net = nn.Sequential(*body, nn.Flatten(), nn.Linear(16, 3)).eval()
-        sizes.add(bytes_per_image(bounded_module(net, (1, 8, 8)), "CROWN", 4))
+        sizes.add(METHODS.make("CROWN").bytes_per_image(bounded_module(net, (1, 8, 8)), 4))
     assert len(sizes) == 1 and min(sizes) > 16 * 144  # rows of the second convolution over the first
 
 

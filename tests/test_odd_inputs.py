@@ -235,7 +235,10 @@ OTHERS: dict[str, tuple[Callable[[], object], str]] = {
     "one method": (lambda: Certifier(NET, SHAPE, methods="CROWN"), "methods must be a list"),
     "memory as text": (lambda: Certifier(NET, SHAPE, memory="2"), "memory"),  # type: ignore[arg-type]
     "unknown method": (lambda: CERTIFIER.lower_bound(X, Y, BALL, "CRWN"), "unknown method 'CRWN'"),
-    "splitting is no bound": (lambda: CERTIFIER.proves(X, Y, BALL, "splitting"), "unknown method 'splitting'"),
+    "splitting is no bound": (
+        lambda: CERTIFIER.proves(X, Y, BALL, "splitting"),
+        "splitting bounds no whole set at once",
+    ),
     "a seed": (lambda: CERTIFIER.decide(X, Y, BALL, 0), "must be a torch.Generator"),  # type: ignore[arg-type]
     "sets as one text": (lambda: certify_dataset(CERTIFIER, DATA, "linf=0.1"), "sets must be a list"),
     "no data": (lambda: certify_dataset(CERTIFIER, (X, Y), ["l2=0.1"]), "ImageData"),  # type: ignore[arg-type]

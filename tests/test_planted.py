@@ -14,8 +14,7 @@ from planted import COUNT, FAMILIES, NORMS, Planted, found_by_pgd, load_planted,
 from torch import Tensor
 
 from cure_plugin.bounds import margins
-from cure_plugin.certification import Certifier
-from cure_plugin.certification.certifier import BOUND_METHODS
+from cure_plugin.certification import METHODS, BoundMethod, Certifier
 from cure_plugin.errors import SpecError
 
 FAST = range(len(FAMILIES))
@@ -40,7 +39,8 @@ SEEDS = [marked(seed in FAST and seed not in COSTLY, seed) for seed in range(COU
 PAIRS = [
     marked(seed in FAST and (method != "coupled" or seed not in COSTLY[:3]), method, seed)
     for seed in range(COUNT)
-    for method in BOUND_METHODS
+    for method in METHODS
+    if issubclass(METHODS.named(method), BoundMethod)
     if method != "coupled" or NORMS[seed % len(NORMS)][0] < math.inf
 ]
 

@@ -8,15 +8,24 @@ import sys
 
 import pytest
 import torch
+from auto_LiRPA import BoundedModule
 from torch import Tensor, nn
 
 from cure_plugin import PerturbationLpBall, PerturbationPatch, PerturbationSet, PerturbationUnion
 from cure_plugin.attacks import find_counterexample, pgd_variable, worst_margin_loss
 from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.bounds.margins import LayerBounds, crown_bounds
-from cure_plugin.bounds.memory import bytes_per_image
 from cure_plugin.bounds.module import bounded_module
-from cure_plugin.certification import Certifier, certify_dataset
+from cure_plugin.certification import (
+    METHODS,
+    AlphaCrown,
+    BoundMethod,
+    Certifier,
+    Coupled,
+    Crown,
+    IbpBound,
+    certify_dataset,
+)
 from cure_plugin.certification.curves import certified_curves
 from cure_plugin.certification.related import decide_sets
 from cure_plugin.datasets import ImageData
@@ -137,7 +146,7 @@ def test_a_small_sets_counterexample_breaks_the_large_one(monkeypatch: pytest.Mo
         found = torch.full((len(x),), perturbation.eps == 3.0)
         return found, x
 
-    monkeypatch.setattr("cure_plugin.certification.certifier.find_counterexample", blind_on_the_large)
+    monkeypatch.setattr("cure_plugin.certification.attack.find_counterexample", blind_on_the_large)
     certifier = Certifier(net, SHAPE, ("IBP",))
     found = decide_sets(certifier, x, y, {"large": large, "small": small}, lambda name: torch.Generator())
     assert [(v.status, v.stage) for v in found["large"]] == [("falsified", "by small")] * 3
@@ -163,12 +172,12 @@ def test_hopeless_images_keep_coupled_bounds_and_cost_no_alpha_crown(monkeypatch
     x, y = labelled(small_net(), 3)
     certifier, ball = Certifier(small_net(), SHAPE), PerturbationLpBall(2, 3.0)
     crown = certifier.lower_bound(x, y, ball, "CROWN")
-    found = certifier._bounder.bound(x, y, ball, "coupled")
+    found = certifier._bounder.bound(x, y, ball, Coupled())
     coupled, layers = found.lower, found.layers
     assert layers is not None and bool(layers.hopeless.all()) and bool((coupled >= crown).all())
-    monkeypatch.setattr("cure_plugin.certification.bounder.Bounder._optimised", None)
-    assert torch.equal(certifier._bounder.bound(x, y, ball, "alpha-CROWN", layers).lower, coupled)
-    bounds = certifier._bounder._coupled
+    monkeypatch.setattr("cure_plugin.certification.bound_methods.AlphaCrown._optimised", None)
+    assert torch.equal(certifier._bounder.bound(x, y, ball, AlphaCrown(), layers).lower, coupled)
+    bounds = certifier._bounder.coupled
     rest = bounds.bounds(x, y, ball, torch.full((3,), torch.inf))
     assert not bool(rest.hopeless.any()) and bool((rest.margins >= layers.margins).all())
 
@@ -198,8 +207,8 @@ def test_batches_follow_memory_and_change_no_verdict() -> None:
     x, y = labelled(net, 9)
     data = as_data(x, y)
     whole, tight = Certifier(net, SHAPE, memory=2.0), Certifier(net, SHAPE, memory=1e-6)
-    assert whole._bounder.batch("CROWN") == 20
-    assert tight._bounder.batch("CROWN") == 1 and tight._bounder.batch("IBP") == 20
+    assert whole._bounder.batch(Crown()) == 20
+    assert tight._bounder.batch(Crown()) == 1 and tight._bounder.batch(IbpBound()) == 20
     sets = [set_spec("l2=0.1"), set_spec("linf=0.02")]
     results = [certify_dataset(certifier, data, sets) for certifier in (whole, tight)]
     for one, other in zip(*results, strict=True):
@@ -211,31 +220,37 @@ def test_batches_follow_memory_and_change_no_verdict() -> None:
             Certifier(net, SHAPE, memory=memory)
 
 
+def bytes_of(name: str, bounded: BoundedModule, itemsize: int) -> int:
+    method = METHODS.make(name)
+    assert isinstance(method, BoundMethod)
+    return method.bytes_per_image(bounded, itemsize)
+
+
 def test_memory_grows_with_the_net_and_precision() -> None:
     small, wide = (
         bounded_module(build_net(NetSpec(name, (1, 28, 28))).eval(), (1, 28, 28))
         for name in ("cnn_small", "cnn7_narrow")
     )
     for method in ("CROWN", "coupled", "alpha-CROWN"):
-        assert 0 < bytes_per_image(small, method, 4) < bytes_per_image(wide, method, 4)
-        assert bytes_per_image(small, method, 8) == 2 * bytes_per_image(small, method, 4)
-    assert bytes_per_image(small, "IBP", 4) == 0
+        assert 0 < bytes_of(method, small, 4) < bytes_of(method, wide, 4)
+        assert bytes_of(method, small, 8) == 2 * bytes_of(method, small, 4)
+    assert bytes_of("IBP", small, 4) == 0
 
 
 MEASURED = """
 import resource, sys, torch
-from cure_plugin.bounds.memory import bytes_per_image
+from cure_plugin.certification import METHODS
 from cure_plugin.certification.bounder import Bounder
 from cure_plugin.nets import NetSpec, build_net
 from cure_plugin.sets import set_spec
 method, count = sys.argv[1], int(sys.argv[2])
 net = build_net(NetSpec("cnn_small", (1, 28, 28)), torch.Generator().manual_seed(0)).eval()
-bounder = Bounder(net, (1, 28, 28), 2, 100, 100.0)
+bounder = Bounder(net, (1, 28, 28), 100, 100.0)
 x = 0.5 + 0.1 * torch.rand(count, 1, 28, 28)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-bounder.bound(x, torch.zeros(count, dtype=torch.long), set_spec("linf=0.5").build(), method)
+bounder.bound(x, torch.zeros(count, dtype=torch.long), set_spec("linf=0.5").build(), METHODS.make(method))
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * 1024, bytes_per_image(bounder._bounded, method, 4))
+print((after - before) * 1024, METHODS.make(method).bytes_per_image(bounder.bounded, 4))
 """
 
 
@@ -267,13 +282,13 @@ class Blocks(nn.Module):
 
 def test_memory_of_deep_residual_and_grouped_nets() -> None:
     deep = bounded_module(Blocks(24).eval(), SHAPE)
-    assert bytes_per_image(deep, "alpha-CROWN", 4) > bytes_per_image(deep, "CROWN", 4) > 0
+    assert bytes_of("alpha-CROWN", deep, 4) > bytes_of("CROWN", deep, 4) > 0
     twins = [
         nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=groups), nn.ReLU(), nn.Flatten())
         for groups in (1, 4)
     ]
     plain, grouped = (bounded_module(nn.Sequential(*twin, nn.Linear(128, 3)).eval(), SHAPE) for twin in twins)
-    assert bytes_per_image(grouped, "CROWN", 4) > 2 * bytes_per_image(plain, "CROWN", 4)  # rows over everything
+    assert bytes_of("CROWN", grouped, 4) > 2 * bytes_of("CROWN", plain, 4)  # rows over everything
 
 
 def test_curves_of_sets_that_cannot_grow() -> None:

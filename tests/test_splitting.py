@@ -11,7 +11,7 @@ from torch import nn
 
 from cure_plugin import PerturbationGeometric, PerturbationPatch, PerturbationSet
 from cure_plugin.attacks import find_counterexample
-from cure_plugin.certification import Certifier
+from cure_plugin.certification import Certifier, Crown, Found, Splitting
 from cure_plugin.certification.splitting import prove_by_splitting
 from cure_plugin.checkpoint import load_net
 from cure_plugin.datasets import load_data
@@ -84,9 +84,9 @@ def test_the_margin_of_a_failed_split_is_a_bound_of_the_whole() -> None:
     x, y = torch.rand(1, 1, 5, 2), torch.zeros(1, dtype=torch.long)
     whole = PerturbationPatch(2, 2)  # rows 0 to 2, and row 3 alone
 
-    def prove(x: torch.Tensor, _: torch.Tensor, pieces: PerturbationSet, __: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def prove(x: torch.Tensor, _: torch.Tensor, pieces: PerturbationSet, __: str) -> Found:
         lower = torch.where(pieces.positions(x)[:, 0] == 3, -1.0, -5.0)  # type: ignore[attr-defined]
-        return lower, lower > 0
+        return Found(lower, lower > 0)
 
     result = prove_by_splitting(prove, lambda *_: None, x, y, whole, 100, 8)
     assert not result.proved and result.margin == -5.0
@@ -99,15 +99,17 @@ def test_a_partition_that_covers_nothing_proves_nothing() -> None:
 
     x, y = torch.rand(1, 1, 4, 4), torch.zeros(1, dtype=torch.long)
     with pytest.raises(SpecError, match="empty partition"):
-        prove_by_splitting(lambda *_: (torch.ones(1), torch.ones(1) > 0), lambda *_: None, x, y, Empty(2, 2), 100, 8)
+        prove_by_splitting(
+            lambda *_: Found(torch.ones(1), torch.ones(1) > 0), lambda *_: None, x, y, Empty(2, 2), 100, 8
+        )
 
 
 def test_nan_bounds_prove_nothing() -> None:
     x, y = torch.rand(1, 1, 4, 4), torch.zeros(1, dtype=torch.long)
 
-    def prove(x: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
+    def prove(x: torch.Tensor, *_: object) -> Found:
         lower = torch.full((len(x),), torch.nan)
-        return lower, lower > 0
+        return Found(lower, lower > 0)
 
     nan = prove_by_splitting(prove, lambda *_: None, x, y, PerturbationPatch(2, 2), 99, 8)
     assert not nan.proved
@@ -137,12 +139,10 @@ def test_what_cannot_be_split_or_stacked_is_refused() -> None:
 
 @pytest.mark.parametrize("text", [pytest.param("R(60)", marks=pytest.mark.slow), "patch=6x6"])
 def test_counterexamples_in_pieces_lie_in_the_whole_set(net: nn.Module, text: str) -> None:
-    certifier = Certifier(net, (1, 28, 28), ("CROWN", "splitting"), attack_steps=1, restarts=1, pieces=400)
+    certifier = Certifier(net, (1, 28, 28), (Crown(), Splitting(pieces=400)))  # no attack but the one on pieces
     x, y = load_data("mnist-slice", False).batch(slice(0, 6))
     perturbation: PerturbationSet = set_spec(text).build()
-    with pytest.MonkeyPatch.context() as patch:  # no attack but the one on pieces
-        patch.setattr(Certifier, "_attack", lambda *_: None)
-        verdicts, points = certifier.decide(x, y, perturbation, torch.Generator().manual_seed(0))
+    verdicts, points = certifier.decide(x, y, perturbation, torch.Generator().manual_seed(0))
     found = torch.tensor([verdict.stage == "splitting" and verdict.status == "falsified" for verdict in verdicts])
     assert bool(found.any())
     assert bool(perturbation.contains(x[found], points[found], 1e-3).all())

@@ -10,7 +10,7 @@ from auto_LiRPA import BoundedModule
 from cure_plugin.bounds.operators import is_elementwise, moves, optimisable
 from cure_plugin.sets.rows import pair
 
-_COPIES = {"CROWN": 14, "coupled": 16, "alpha-CROWN": 8}
+_CROWN_COPIES, _COUPLED_COPIES, _ALPHA_COPIES = 14, 16, 8
 """Copies of the rows, measured on small nets whose neurons are all unstable, what malloc wastes included."""
 
 _ALPHA_COPIES_OF_MAPS = 20
@@ -22,29 +22,28 @@ Window = tuple[int, int] | None
 """Height and width that one row of coefficients reaches in every channel; None: all of it."""
 
 
-def bytes_per_image(bounded: BoundedModule, method: str, itemsize: int) -> int:
-    """Upper estimate of what ``method`` allocates per image, where every neuron is unstable; 0 for box methods.
+def crown_bytes(bounded: BoundedModule, itemsize: int) -> int:
+    """Upper estimate of what CROWN allocates per image where every neuron is unstable.
 
-    CROWN holds the rows of one layer over another at a time, coupling those of one layer over all before
-    it (for gradients), alpha-CROWN all of them.
+    It holds the rows of one layer over another at a time.
 
     Args:
         itemsize: bytes of a number.
     """
-    if method not in _COPIES:
-        return 0
-    if method == "alpha-CROWN" and not optimisable(bounded):  # CROWN takes its place
-        method = "CROWN"
-    rows = _rows(bounded)
-    largest = {
-        "CROWN": max(max(products) for products in rows),
-        "coupled": max(sum(products) for products in rows),
-        "alpha-CROWN": sum(sum(products) for products in rows),
-    }
-    copies = _COPIES[method]
-    if method == "alpha-CROWN" and any(type(node).__name__ == "BoundConv" for node in bounded.children()):
-        copies = _ALPHA_COPIES_OF_MAPS
-    return copies * largest[method] * itemsize
+    return _CROWN_COPIES * max(max(products) for products in _rows(bounded)) * itemsize
+
+
+def coupled_bytes(bounded: BoundedModule, itemsize: int) -> int:
+    """The same for coupled bounds, which hold the rows of one layer over all before it, for gradients."""
+    return _COUPLED_COPIES * max(sum(products) for products in _rows(bounded)) * itemsize
+
+
+def alpha_crown_bytes(bounded: BoundedModule, itemsize: int) -> int:
+    """The same for alpha-CROWN, which holds all rows; CROWN's where that takes its place."""
+    if not optimisable(bounded):
+        return crown_bytes(bounded, itemsize)
+    maps = any(type(node).__name__ == "BoundConv" for node in bounded.children())
+    return (_ALPHA_COPIES_OF_MAPS if maps else _ALPHA_COPIES) * coefficients(bounded) * itemsize
 
 
 def coefficients(bounded: BoundedModule) -> int:

@@ -1,22 +1,23 @@
-"""Decide images one set at a time, each stage on what is left: IBP, attack, CROWN, coupled, alpha-CROWN, splitting."""
+"""Decide images one set at a time, each method on what is left: IBP, attack, CROWN, coupled, alpha-CROWN, splitting."""
 
 from __future__ import annotations
 
 import copy
 import math
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cure_plugin.attacks import find_counterexample, pgd, worst_margin_loss
-from cure_plugin.bounds.margins import LayerBounds
+from cure_plugin.attacks import worst_margin_loss
 from cure_plugin.bounds.module import LOW_PRECISION
 from cure_plugin.certification.bounder import Bounder
-from cure_plugin.certification.splitting import SplitResult, prove_by_splitting
+from cure_plugin.certification.cascade import CASCADE, read_methods, run
+from cure_plugin.certification.method import METHODS, BoundMethod, Method, Work
+from cure_plugin.certification.splitting import SplitResult, Splitting
 from cure_plugin.certification.verdict import Progress, Verdict
 from cure_plugin.checks import check_count, check_shape
 from cure_plugin.errors import SpecError
@@ -24,27 +25,13 @@ from cure_plugin.inputs import check_generator, check_weights, images, labels, l
 from cure_plugin.sets import PerturbationSet
 from cure_plugin.sets.base import check_domain, check_set
 
-METHODS = ("IBP", "CROWN-IBP", "CROWN", "coupled", "alpha-CROWN", "splitting")
-"""In the order tried. ``coupled`` is tried on l1 and l2 balls, ``splitting`` on geometric and patch sets in place of
-``alpha-CROWN``."""
-
-BOUND_METHODS = METHODS[:-1]
-"""Those that bound a whole set at once, see :meth:`Certifier.lower_bound`."""
-
-_PIECE_ATTACK_STEPS = 10
-"""Of PGD on the pieces of a split that no method proves."""
-
-
-@dataclass(frozen=True)
-class _Known:
-    """What bounds of layers an earlier stage left behind: of the images ``index`` (ascending) of the batch."""
-
-    index: Tensor
-    layers: LayerBounds
-
-    def of(self, left: Tensor) -> LayerBounds:
-        """Those of ``left``, some of the images."""
-        return self.layers.select(torch.searchsorted(self.index, left))
+_SPELLED_BEFORE = {
+    "attack_steps": ("pgd", "steps"),
+    "restarts": ("pgd", "restarts"),
+    "alpha_iterations": ("alpha-CROWN", "iterations"),
+    "pieces": ("splitting", "pieces"),
+}
+"""Arguments of version 0.1: of which method, and what it calls them."""
 
 
 class Certifier:
@@ -55,13 +42,13 @@ class Certifier:
             attacked and bounded, made here and now: verdicts are about the real-number function of the weights, in
             every precision.
         input_shape: without the batch axis.
-        methods: which of :data:`METHODS` to try, in that order.
-        attack_steps, restarts: of the attack, see :func:`~cure_plugin.attacks.find_counterexample`.
-        alpha_iterations: optimisation steps of alpha-CROWN.
+        methods: what to try, in that order: objects as ``AlphaCrown(iterations=50)``, or names in
+            :data:`~cure_plugin.certification.method.METHODS`, which are tried in the cascade's order, with the attack.
         batch_size: images worked on together, at most; bound methods take fewer where memory asks for it.
-        pieces: that splitting may bound per image.
         memory: GiB that one bound computation may take, by an estimate for nets all of whose neurons are
             unstable. A single image may need more.
+        spelled_before: ``attack_steps``, ``restarts``, ``alpha_iterations`` and ``pieces``, as up to version 0.1;
+            deprecated: they are options of the methods.
 
     Raises:
         SpecError: an unknown method, a number below 1, weights that are not finite, or a shape that the net does
@@ -72,27 +59,13 @@ class Certifier:
         self,
         net: nn.Module,
         input_shape: tuple[int, ...],
-        methods: Sequence[str] = METHODS,
-        attack_steps: int = 40,
-        restarts: int = 2,
-        alpha_iterations: int = 20,
+        methods: Sequence[Method | str] = CASCADE,
         batch_size: int = 20,
-        pieces: int = 1000,
         memory: float = 2.0,
+        **spelled_before: int,
     ) -> None:
-        if isinstance(methods, str) or not isinstance(methods, Sequence):
-            raise SpecError(f"methods must be a list of some of {', '.join(METHODS)}; got {methods!r}")
-        for method in methods:
-            if method not in METHODS:
-                raise SpecError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
-        for name, value in (
-            ("attack_steps", attack_steps),
-            ("restarts", restarts),
-            ("alpha_iterations", alpha_iterations),
-            ("batch_size", batch_size),
-            ("pieces", pieces),
-        ):
-            check_count(name, value, 1)
+        self.methods = _told(read_methods(methods), spelled_before)
+        check_count("batch_size", batch_size, 1)
         if not isinstance(memory, int | float) or not 0 < memory < math.inf:
             raise SpecError(f"memory must be a finite number of GiB above 0, got {memory!r}")
         net = plain_net(net)
@@ -101,11 +74,8 @@ class Certifier:
             net = copy.deepcopy(net).double()
         self.net = net.eval()
         self.input_shape = check_shape("input_shape", input_shape)
-        self.methods = tuple(methods)
-        self.attack_steps, self.restarts = attack_steps, restarts
-        self.alpha_iterations, self.memory = alpha_iterations, memory
-        self.batch_size, self.pieces = batch_size, pieces
-        self._bounder = Bounder(self.net, self.input_shape, alpha_iterations, batch_size, memory)
+        self.batch_size, self.memory = batch_size, memory
+        self._bounder = Bounder(self.net, self.input_shape, batch_size, memory)
 
     def decide(
         self, x: Tensor, y: Tensor, perturbation: PerturbationSet, generator: torch.Generator | None = None
@@ -125,44 +95,12 @@ class Certifier:
         x, y = self.checked(x, y, perturbation)
         check_generator(generator)
         progress = Progress(x)
-        clean_margin = self._margins(x, y)
+        with torch.no_grad():
+            clean_margin = -worst_margin_loss(self.net(x), y)
         for index in (clean_margin <= 0).nonzero().flatten().tolist():
             progress.falsify(index, "clean", float(clean_margin[index]), x[index])
-        known: _Known | None = None
-        for step in self._stages(perturbation):
-            left = progress.left()
-            if left.numel() == 0:
-                break
-            started = time.perf_counter()
-            some = perturbation.select(x, left)
-            if step == "pgd":
-                self._attack(progress, left, x[left], y[left], some, generator)
-            elif step == "splitting":
-                for index in left.tolist():
-                    one = torch.tensor([index])
-                    result = self.split(x[one], y[one], perturbation.select(x, one), generator)
-                    progress.bound(index, step, result.margin, result.proved, result.pieces)
-                    if result.counterexample is not None:
-                        point = result.counterexample
-                        progress.falsify(index, step, float(self._margins(point[None], y[one])), point)
-            else:
-                found = self._bounder.bound(x[left], y[left], some, step, known.of(left) if known else None)
-                known = _Known(left, found.layers) if found.layers else known
-                for index, bound, proved in zip(
-                    left.tolist(), found.lower.tolist(), found.proved.tolist(), strict=True
-                ):
-                    progress.bound(index, step, bound, proved)
-            progress.spend(left, time.perf_counter() - started)
+        run(self.methods, Work(self._bounder, x, y, perturbation, generator=generator), progress)
         return progress.verdicts(), progress.points
-
-    def _stages(self, perturbation: PerturbationSet) -> list[str]:
-        """What is tried on ``perturbation``, in order."""
-        splits = bool(perturbation.split_methods) and "splitting" in self.methods
-        useless = {"alpha-CROWN"} if splits else {"splitting"}
-        if not perturbation.shared_budget:
-            useless.add("coupled")
-        bounds = [method for method in METHODS if method in self.methods and method not in useless]
-        return [*(method for method in bounds if method == "IBP"), "pgd", *(m for m in bounds if m != "IBP")]
 
     def checked(self, x: Any, y: Any, perturbation: PerturbationSet) -> tuple[Tensor, Tensor]:
         """(x in the net's dtype, y as whole numbers); see :mod:`cure_plugin.inputs`.
@@ -179,23 +117,6 @@ class Certifier:
             self._bounder.check_outputs(x, self.net(x))
         return x, labels(y, len(x), self._bounder.classes)
 
-    def _attack(
-        self,
-        progress: Progress,
-        left: Tensor,
-        x: Tensor,
-        y: Tensor,
-        perturbation: PerturbationSet,
-        generator: torch.Generator | None,
-    ) -> None:
-        """Mark as falsified, with the point found, what the attack breaks of the images ``left`` of the batch."""
-        found, candidates = find_counterexample(
-            self.net, x, y, perturbation, self.attack_steps, self.restarts, generator
-        )
-        reached = self._margins(candidates, y)
-        for position in found.nonzero().flatten().tolist():
-            progress.falsify(int(left[position]), "pgd", float(reached[position]), candidates[position])
-
     def split(
         self, x: Tensor, y: Tensor, perturbation: PerturbationSet, generator: torch.Generator | None = None
     ) -> SplitResult:
@@ -210,53 +131,49 @@ class Certifier:
         x, y = self.checked(x, y, perturbation)
         if x.shape[0] != 1 or not perturbation.split_methods:
             raise SpecError(f"splitting takes one image and a set with pieces, got {tuple(x.shape)}, {perturbation!r}")
-        starts = generator or torch.Generator(x.device).manual_seed(0)
-
-        def attack(x: Tensor, y: Tensor, pieces: PerturbationSet) -> Tensor | None:
-            points = pgd(self.net, x, y, pieces, _PIECE_ATTACK_STEPS, worst_margin_loss, True, starts)
-            margin, worst = self._margins(points, y).min(0)
-            return points[worst] if margin <= 0 else None
-
-        return prove_by_splitting(self._prove, attack, x, y, perturbation, self.pieces, self.batch_size)
+        method = next((method for method in self.methods if isinstance(method, Splitting)), Splitting())
+        return method.split(Work(self._bounder, x, y, perturbation, generator=generator))
 
     def proved(self, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> Tensor:
-        """Which images bounds and splitting prove, without any attack; (B,) bool."""
+        """Which images bounds and splitting prove, without any attack on the whole set; (B,) bool."""
         x, y = self.checked(x, y, perturbation)
-        done = torch.zeros(x.shape[0], dtype=torch.bool)
-        for method in self._stages(perturbation):
-            left = (~done).nonzero().flatten()
-            if left.numel() == 0 or method == "pgd":
-                continue
-            if method == "splitting":
-                alone = [(x[i : i + 1], y[i : i + 1], perturbation.select(x, left.new_tensor([i]))) for i in left]
-                done[left] = torch.tensor([self.split(*one).proved for one in alone])
-            else:
-                done[left] = self.proves(x[left], y[left], perturbation.select(x, left), method)
-        return done
+        progress = Progress(x)
+        run([method for method in self.methods if method.proves], Work(self._bounder, x, y, perturbation), progress)
+        return torch.tensor([verdict.status == "proved" for verdict in progress.verdicts()])
 
-    def proves(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> Tensor:
-        """Which images one of :data:`BOUND_METHODS` proves, rounding errors counted; (B,) bool."""
-        _check_method(method)
-        return self._bounder.bound(*self.checked(x, y, perturbation), perturbation, method).proved
+    def proves(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: BoundMethod | str) -> Tensor:
+        """Which images one method proves, rounding errors counted; (B,) bool.
 
-    def lower_bound(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> Tensor:
-        """Lower bound of the smallest margin of each image, (B,), by one of :data:`BOUND_METHODS`, as computed.
+        Args:
+            method: one that bounds a whole set at once, or its name.
+        """
+        return self._bounder.bound(*self.checked(x, y, perturbation), perturbation, self._one(method)).proved
+
+    def lower_bound(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: BoundMethod | str) -> Tensor:
+        """Lower bound of the smallest margin of each image, (B,), by one method, as computed.
 
         See :meth:`proves` for what it is worth: rounding errors are not taken off.
         """
-        _check_method(method)
-        return self._bounder.bound(*self.checked(x, y, perturbation), perturbation, method).lower
+        return self._bounder.bound(*self.checked(x, y, perturbation), perturbation, self._one(method)).lower
 
-    def _prove(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: str) -> tuple[Tensor, Tensor]:
-        found = self._bounder.bound(x, y, perturbation, method)
-        return found.lower, found.proved
+    def _one(self, method: Any) -> BoundMethod:
+        """A method by name: the certifier's own where it has that, else with its defaults."""
+        own = (one for one in self.methods if one.name == method)
+        found = method if isinstance(method, Method) else next(own, None) or METHODS.make(method)
+        if not isinstance(found, BoundMethod):
+            known = [name for name in METHODS if issubclass(METHODS.named(name), BoundMethod)]
+            raise SpecError(f"{found.name} bounds no whole set at once; methods that do: {', '.join(known)}")
+        return found
 
-    def _margins(self, points: Tensor, y: Tensor) -> Tensor:
-        """z_y - max over j != y of z_j at ``points`` (B, *input_shape), (B,)."""
-        with torch.no_grad():
-            return -worst_margin_loss(self.net(points), y)
 
-
-def _check_method(method: str) -> None:
-    if method not in BOUND_METHODS:
-        raise SpecError(f"unknown method {method!r}; known: {', '.join(BOUND_METHODS)}")
+def _told(methods: tuple[Method, ...], options: Mapping[str, int]) -> tuple[Method, ...]:
+    """``methods`` with options that version 0.1 gave to the certifier."""
+    for key, value in options.items():
+        if key not in _SPELLED_BEFORE:
+            raise SpecError(f"unknown argument {key!r}; known: methods, batch_size, memory")
+        check_count(key, value, 1)
+        name, option = _SPELLED_BEFORE[key]
+        methods = tuple(replace(one, **{option: value}) if one.name == name else one for one in methods)  # type: ignore[type-var]
+        remedy = f"{type(METHODS.make(name)).__name__}({option}={value})"
+        warnings.warn(f"{key} of Certifier will go: give {remedy} in methods", DeprecationWarning, stacklevel=3)
+    return methods

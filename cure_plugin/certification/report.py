@@ -68,11 +68,8 @@ def certify_dataset(
         "images": data.digest(),
         "sets": [repr(spec) for spec in sets],
         "auto_LiRPA": auto_LiRPA.__version__,
-        "methods": list(certifier.methods),
-        "attack": [certifier.attack_steps, certifier.restarts],
-        "alpha_iterations": certifier.alpha_iterations,
+        "methods": [repr(method) for method in certifier.methods],
         "batch_size": certifier.batch_size,
-        "pieces": certifier.pieces,
         "memory": certifier.memory,
         "seed": seed,
     }

@@ -6,22 +6,89 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from cure_plugin.attacks import pgd, worst_margin_loss
+from cure_plugin.certification.method import METHODS, Found, Method, Work
+from cure_plugin.checks import check_count
 from cure_plugin.errors import SpecError
 from cure_plugin.sets import PerturbationSet
 
-Prove = Callable[[Tensor, Tensor, PerturbationSet, str], tuple[Tensor, Tensor]]
-"""(x (B, *input), y (B,), set, method) -> (lower bound of each image's smallest margin, whether it is a proof), (B,)
-each."""
+Prove = Callable[[Tensor, Tensor, PerturbationSet, str], Found]
+"""(x (B, *input), y (B,), set, name of a method) -> what the method finds."""
 
 Attack = Callable[[Tensor, Tensor, PerturbationSet], Tensor | None]
 """(x (B, *input), y (B,), set) -> a misclassified point (*input) of one of the images' sets, or None."""
 
 _COSTLY_PIECES = 4
 """Pieces handed to the later, costly methods at a time: few, as one of them may settle the image."""
+
+
+_ATTACK_STEPS = 10
+"""Of PGD on the pieces that no method proves."""
+
+
+@METHODS.register("splitting")
+@dataclass(frozen=True)
+class Splitting(Method):
+    """Branch and bound over the pieces of geometric and patch sets, in place of alpha-CROWN.
+
+    Attributes:
+        pieces: that may be bounded per image.
+    """
+
+    supersedes: ClassVar[tuple[str, ...]] = ("alpha-CROWN",)
+
+    pieces: int = 1000
+
+    def __post_init__(self) -> None:
+        check_count("pieces", self.pieces, 1)
+
+    def applies_to(self, perturbation: PerturbationSet) -> bool:
+        return bool(perturbation.split_methods)
+
+    def run(self, work: Work) -> Found:
+        results = []
+        for index in torch.arange(len(work.x)).split(1):
+            some = work.perturbation.select(work.x, index)
+            results.append(self.split(replace(work, x=work.x[index], y=work.y[index], perturbation=some)))
+        points, margins = work.x.clone(), [result.margin for result in results]
+        for index, result in enumerate(results):
+            if result.counterexample is not None:
+                points[index] = result.counterexample
+                margins[index] = float(_margins(work, points[index : index + 1], work.y[index : index + 1]))
+        return Found(
+            torch.tensor(margins),
+            torch.tensor([result.proved for result in results]),
+            torch.tensor([result.counterexample is not None for result in results]),
+            points,
+            pieces=torch.tensor([result.pieces for result in results]),
+        )
+
+    def split(self, work: Work) -> SplitResult:
+        """What splitting finds of a single image, (1, *input)."""
+        starts = work.generator or torch.Generator(work.x.device).manual_seed(0)
+
+        def prove(x: Tensor, y: Tensor, pieces: PerturbationSet, method: str) -> Found:
+            return METHODS.make(method).run(Work(work.bounder, x, y, pieces))
+
+        def attack(x: Tensor, y: Tensor, pieces: PerturbationSet) -> Tensor | None:
+            points = pgd(work.bounder.net, x, y, pieces, _ATTACK_STEPS, worst_margin_loss, True, starts)
+            margin, worst = _margins(work, points, y).min(0)
+            return points[worst] if margin <= 0 else None
+
+        batch_size = work.bounder.batch_size
+        return prove_by_splitting(prove, attack, work.x, work.y, work.perturbation, self.pieces, batch_size)
+
+
+def _margins(work: Work, points: Tensor, y: Tensor) -> Tensor:
+    """z_y - max over j != y of z_j at ``points`` (B, *input), (B,)."""
+    with torch.no_grad():
+        return -worst_margin_loss(work.bounder.net(points), y)
 
 
 @dataclass(frozen=True)
@@ -112,9 +179,9 @@ def prove_by_splitting(
 
 def _bounds(prove: Prove, x: Tensor, y: Tensor, chosen: Sequence[_Open], method: str) -> tuple[list[float], list[bool]]:
     """The best lower margins so far of several pieces of one image's set, and which of the pieces are proved."""
-    lower, proved = prove(*_batch(x, y, [one.piece for one in chosen]), method)
-    pairs = zip(chosen, lower.tolist(), strict=True)
-    return [one.bound if math.isnan(bound) else max(bound, one.bound) for one, bound in pairs], proved.tolist()
+    found = prove(*_batch(x, y, [one.piece for one in chosen]), method)
+    pairs = zip(chosen, found.margins.tolist(), strict=True)
+    return [one.bound if math.isnan(bound) else max(bound, one.bound) for one, bound in pairs], found.proved.tolist()
 
 
 def _batch(x: Tensor, y: Tensor, pieces: Sequence[PerturbationSet]) -> tuple[Tensor, Tensor, PerturbationSet]:

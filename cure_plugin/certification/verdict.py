@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cure_plugin.certification.method import Found, Method
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -46,6 +48,17 @@ class Progress:
     def left(self) -> Tensor:
         """Indices (L,) of the undecided images."""
         return torch.tensor([i for i, status in enumerate(self._status) if status == "undecided"], dtype=torch.long)
+
+    def take(self, left: Tensor, method: Method, found: Found) -> None:
+        """What a method found of the images ``left``."""
+        pieces = [0] * len(left) if found.pieces is None else found.pieces.tolist()
+        rows = zip(left.tolist(), found.margins.tolist(), found.proved.tolist(), pieces, strict=True)
+        for position, (index, margin, proved, count) in enumerate(rows):
+            if found.refuted is not None and found.points is not None and bool(found.refuted[position]):
+                self._pieces[index] = count
+                self.falsify(index, method.name, margin, found.points[position])
+            elif method.proves:
+                self.bound(index, method.name, margin, proved, count)
 
     def falsify(self, index: int, stage: str, margin: float, point: Tensor) -> None:
         """A misclassified ``point`` of the set around image ``index``, with its margin."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cure_plugin import __version__
-from cure_plugin.certification.certifier import METHODS
+from cure_plugin.certification import CASCADE, METHODS
 from cure_plugin.cli.bench import bench_check, bench_pack
 from cure_plugin.cli.certify import certify
 from cure_plugin.cli.compare import compare
@@ -117,7 +117,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--net", choices=list(NETS), help="the net whose state_dict MODEL is")
     command.add_argument("--batch-norm", action="store_true", help="that net has BatchNorm")
     _add_test_images(command, 200)
-    command.add_argument("--methods", default=",".join(METHODS), help="bound methods, comma-separated")
+    command.add_argument(
+        "--methods",
+        default=",".join(method.name for method in CASCADE),
+        help=f"of {', '.join(METHODS)}; comma-separated",
+    )
     command.add_argument("--float64", action="store_true", help="bound in double precision")
     command.add_argument("--curves", action="store_true", help="plot also 0 to 2 times each set's size; takes longer")
     command.add_argument("--out", type=Path, required=True, help="folder for results, summary.json and reports")

@@ -57,6 +57,5 @@ def settings_line(options: argparse.Namespace, specs: Sequence[SetSpec], certifi
     precision = str(like(certifier.net).dtype).removeprefix("torch.")
     return (
         f"First {options.images} test images of {options.on}; sets {', '.join(map(str, specs))}; methods "
-        f"{', '.join(certifier.methods)} in {precision}; attacks of {certifier.attack_steps} steps and "
-        f"{certifier.restarts} restarts."
+        f"{', '.join(map(str, certifier.methods))} in {precision}."
     )

@@ -19,7 +19,7 @@ from auto_LiRPA import BoundedModule, BoundedTensor
 from torch import Tensor, nn
 
 from cure_plugin.bounds.margins import relu_boxes
-from cure_plugin.bounds.memory import bytes_per_image
+from cure_plugin.bounds.memory import crown_bytes
 from cure_plugin.bounds.module import bounded_module, default_dtype
 from cure_plugin.bounds.rounding import required_margins
 from cure_plugin.sets import PerturbationLpBall
@@ -108,7 +108,7 @@ class Search:
         self._margins = nn.Sequential(net, forms).eval()
         self._margins.requires_grad_(False)
         self._bounded: BoundedModule = bounded_module(self._margins, shape)
-        needed = max(1, bytes_per_image(self._bounded, "CROWN", 8))
+        needed = max(1, crown_bytes(self._bounded, 8))
         self._batch = max(1, min(_BATCH, _MEMORY // needed))
         self._boxes = []
         for case, members in zip(cases, memberships, strict=True):

@@ -19,7 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cure_plugin.certification import Certifier, Verdict
+from cure_plugin.certification import (
+    AlphaCrown,
+    Attack,
+    Certifier,
+    Crown,
+    CrownIbpBound,
+    IbpBound,
+    Verdict,
+)
 from cure_plugin.errors import DataError
 from cure_plugin.export.command import run_command
 from cure_plugin.export.onnx_reader import read_asked
@@ -28,14 +36,13 @@ from cure_plugin.sets import PerturbationLpBall
 from cure_plugin.vnncomp.query import Case, Query
 from cure_plugin.vnncomp.replay import INPUT_TOLERANCE, Answer, Network, fault_of
 
-METHODS = ("IBP", "CROWN-IBP", "CROWN", "alpha-CROWN")
-"""Those that take any box."""
-
 _FEW = 20
 """Inputs, up to which boxes are split where the certifier leaves open whether a class wins."""
 
-_RESTARTS = 10
-"""Of the attack: boxes of few parameters hold many local optima."""
+_METHODS = (IbpBound(), Attack(restarts=10), CrownIbpBound(), Crown(), AlphaCrown())
+"""Those that take any box; many restarts, as boxes of few parameters hold many local optima."""
+
+_STAGES = tuple(method.name for method in _METHODS if method.proves)
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def decide_query(
     started = time.monotonic()
     cases = query.cases()
     if not cases:
-        return Decision("robust", METHODS[0], math.inf)
+        return Decision("robust", _STAGES[0], math.inf)
     net = copy.deepcopy(net).double()
     with torch.no_grad():
         outputs = net(torch.zeros(1, *input_shape, dtype=torch.float64)).numel()
@@ -102,8 +109,8 @@ def decide_query(
 
 def _decide_class(net: nn.Module, input_shape: tuple[int, ...], cases: Sequence[Case], label: int) -> Decision:
     """Whether class ``label`` wins all over the boxes, by the certifier."""
-    hardest = Decision("robust", METHODS[0], math.inf)
-    certifier = Certifier(net, input_shape, METHODS, restarts=_RESTARTS)
+    hardest = Decision("robust", _STAGES[0], math.inf)
+    certifier = Certifier(net, input_shape, _METHODS)
     for start in range(0, len(cases), certifier.batch_size):
         some = cases[start : start + certifier.batch_size]
         lower, upper = (
@@ -143,8 +150,8 @@ class _Boxes(PerturbationLpBall):
 def _harder(so_far: Decision, verdict: Verdict) -> Decision:
     """The decision over all boxes, one more of them known."""
     if verdict.status != "proved" or so_far.verdict == "unknown":
-        return Decision("unknown", METHODS[-1], min(so_far.margin, verdict.margin))
-    stage = max(so_far.stage, verdict.stage, key=METHODS.index)
+        return Decision("unknown", _STAGES[-1], min(so_far.margin, verdict.margin))
+    stage = max(so_far.stage, verdict.stage, key=_STAGES.index)
     return Decision("robust", stage, min(so_far.margin, verdict.margin))
 
 

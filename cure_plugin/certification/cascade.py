@@ -1,0 +1,79 @@
+"""The one loop over certification methods: each works on what those before it left undecided."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cure_plugin.bounds.margins import LayerBounds
+from cure_plugin.certification.attack import Attack
+from cure_plugin.certification.bound_methods import AlphaCrown, Coupled, Crown, CrownIbpBound, IbpBound
+from cure_plugin.certification.method import METHODS, Method, Work
+from cure_plugin.certification.splitting import Splitting
+from cure_plugin.certification.verdict import Progress
+from cure_plugin.errors import SpecError
+from cure_plugin.sets import PerturbationSet
+
+CASCADE: tuple[Method, ...] = (IbpBound(), Attack(), CrownIbpBound(), Crown(), Coupled(), AlphaCrown(), Splitting())
+"""What is tried unless something else is asked for: cheap bounds, then the attack, then ever costlier bounds."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Bounds of layers that a method left behind: of the images ``index`` (ascending) of the batch."""
+
+    index: Tensor
+    layers: LayerBounds
+
+    def of(self, left: Tensor) -> LayerBounds:
+        """Those of ``left``, some of the images."""
+        return self.layers.select(torch.searchsorted(self.index, left))
+
+
+def applicable(methods: Sequence[Method], perturbation: PerturbationSet) -> list[Method]:
+    """Those of the ``methods`` that are worth trying on ``perturbation``, in their order."""
+    fitting = [method for method in methods if method.applies_to(perturbation)]
+    superseded = {name for method in fitting for name in method.supersedes}
+    return [method for method in fitting if method.name not in superseded]
+
+
+def run(methods: Sequence[Method], work: Work, progress: Progress) -> None:
+    """Let the ``methods`` that apply work, in their order, each on what is left of a batch.
+
+    Args:
+        progress: of the images of ``work``; takes what the methods find.
+    """
+    known: _Known | None = None
+    for method in applicable(methods, work.perturbation):
+        left = progress.left()
+        if left.numel() == 0:
+            return
+        started = time.perf_counter()
+        some = work.perturbation.select(work.x, left)
+        layers = known.of(left) if known else None
+        found = method.run(Work(work.bounder, work.x[left], work.y[left], some, layers, work.generator))
+        known = _Known(left, found.layers) if found.layers else known
+        progress.take(left, method, found)
+        progress.spend(left, time.perf_counter() - started)
+
+
+def read_methods(methods: Any) -> tuple[Method, ...]:
+    """Methods as objects, those given by name made with their defaults, in the cascade's order and with the attack.
+
+    Raises:
+        SpecError: no list, an unknown name, or what is neither a method nor a name.
+    """
+    if isinstance(methods, str) or not isinstance(methods, Sequence):
+        raise SpecError(f"methods must be a list of some of {', '.join(METHODS)}; got {methods!r}")
+    if methods and all(isinstance(method, Method) for method in methods):
+        return tuple(methods)
+    named = [method if isinstance(method, Method) else METHODS.make(method) for method in methods]
+    if not any(isinstance(method, Attack) for method in named):
+        named.append(Attack())
+    order = [type(method) for method in CASCADE]
+    return tuple(sorted(named, key=lambda m: order.index(type(m)) if type(m) in order else len(order)))
