@@ -25,7 +25,7 @@ from torch import nn
 from tqdm import tqdm
 
 from cure_plugin.attacks import find_counterexample
-from cure_plugin.certification.report import fingerprint
+from cure_plugin.certification.dataset import fingerprint
 from cure_plugin.checkpoint import load_net
 from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import DataError

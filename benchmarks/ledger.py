@@ -18,7 +18,7 @@ from typing import Any
 
 import reproduce_report
 
-from cure_plugin.certification.report import set_names
+from cure_plugin.certification.dataset import set_names
 from cure_plugin.sets import set_spec
 
 ROOT = Path(__file__).parent.parent

@@ -19,7 +19,7 @@ from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import MissingDependencyError
 from cure_plugin.export import encode, onnx_model, read_query, write_vnnlib
 from cure_plugin.export.marabou import ask_marabou
-from cure_plugin.export.replay import OnnxNet, parity
+from cure_plugin.export.parity import OnnxNet, parity
 from cure_plugin.files import write_text
 from cure_plugin.report import Example, text_table, write_report
 from cure_plugin.sets import set_spec

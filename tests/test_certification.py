@@ -19,7 +19,7 @@ from cure_plugin.attacks import pgd, worst_margin_loss
 from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.certification import Certifier, certify_dataset, summarize, wilson_interval
 from cure_plugin.certification.curves import certified_curves
-from cure_plugin.certification.report import union_status
+from cure_plugin.certification.dataset import union_status
 from cure_plugin.checkpoint import load_net
 from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import DataError, SpecError

@@ -1,7 +1,7 @@
 """Certification of a net for several sets and their union: cheapest bound first, attacks as the upper limit."""
 
 from cure_plugin.certification.certifier import Certifier
-from cure_plugin.certification.report import certify_dataset
+from cure_plugin.certification.dataset import certify_dataset
 from cure_plugin.certification.summary import Summary, summarize, wilson_interval
 from cure_plugin.certification.verdict import Verdict
 

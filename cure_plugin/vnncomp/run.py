@@ -25,7 +25,7 @@ from cure_plugin.progress import progress_bar
 from cure_plugin.vnncomp.instances import Instance, base_name, csv_text, read_instances
 from cure_plugin.vnncomp.query import read_query
 from cure_plugin.vnncomp.replay import Answer, Network, answer_text, fault_of, read_answer
-from cure_plugin.vnncomp.verifiers import Outcome, Verifier, ask
+from cure_plugin.vnncomp.verifiers import Attempt, Verifier, ask
 from cure_plugin.vnncomp.vnnlib import VERSIONS
 
 OURS = {"robust": "unsat", "violated": "sat"}
@@ -138,10 +138,10 @@ def check(path: Path, counterexamples: Path) -> list[Run]:
         file = next((name for name in files if name.is_file()), None)
         found += file is not None
         try:
-            outcome = Outcome(Answer("unknown") if file is None else read_answer(file), 0.0, 0.0)
+            attempt = Attempt(Answer("unknown") if file is None else read_answer(file), 0.0, 0.0)
         except DataError as error:
-            outcome = Outcome(Answer("error"), 0.0, 0.0, str(error))
-        runs.append(replace(_run(root, one, outcome), ours=ours.get(one.name, "")))
+            attempt = Attempt(Answer("error"), 0.0, 0.0, str(error))
+        runs.append(replace(_run(root, one, attempt), ours=ours.get(one.name, "")))
     if not found:
         raise DataError(f"{counterexamples} holds no results file of {path}, such as {instances[0].name}.txt")
     return runs
@@ -226,22 +226,22 @@ def _one(root: Path, one: Instance, verifier: Verifier, category: str, folder: P
         try:
             onnx, vnnlib = (_unpacked(root / name, Path(scratch)) for name in (one.onnx, one.vnnlib))
         except DataError as error:
-            outcome = Outcome(Answer("error"), 0.0, 0.0, str(error))
+            attempt = Attempt(Answer("error"), 0.0, 0.0, str(error))
         else:
-            outcome = ask(verifier, category, onnx, vnnlib, one.timeout, stop)
-    if outcome.answer.inputs is not None:
-        write_text(folder / "counterexamples" / f"{one.name}.txt", answer_text(outcome.answer))
-    return _run(root, one, outcome)
+            attempt = ask(verifier, category, onnx, vnnlib, one.timeout, stop)
+    if attempt.answer.inputs is not None:
+        write_text(folder / "counterexamples" / f"{one.name}.txt", answer_text(attempt.answer))
+    return _run(root, one, attempt)
 
 
-def _run(root: Path, one: Instance, outcome: Outcome) -> Run:
-    """The line of results that an outcome makes; a counterexample that cannot be replayed is no answer."""
-    result, fault, message = outcome.answer.result, "", outcome.message
+def _run(root: Path, one: Instance, attempt: Attempt) -> Run:
+    """The line of results that an attempt makes; a counterexample that cannot be replayed is no answer."""
+    result, fault, message = attempt.answer.result, "", attempt.message
     try:
-        fault = _fault(root, one, outcome.answer)
+        fault = _fault(root, one, attempt.answer)
     except (CheckpointError, DataError) as error:
         result, message = "error", f"it answers {result}, but its counterexample cannot be replayed: {error}"
-    times = round(outcome.prepare_seconds, 3), round(outcome.seconds, 3)
+    times = round(attempt.prepare_seconds, 3), round(attempt.seconds, 3)
     return Run(one.name, one.onnx, one.vnnlib, times[0], result, times[1], fault=fault, message=message)
 
 
