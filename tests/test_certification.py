@@ -107,11 +107,11 @@ def test_records_resume_after_a_kill(certifier: Certifier, data: ImageData, tmp_
         times.write_text("".join(clock.splitlines(keepends=True)[: kept + 2]))
         again = certify_dataset(certifier, data, SPECS, path)
         assert path.read_text() == text
-        assert [record["union"] for record in again] == [record["union"] for record in whole]
+        assert [record.union for record in again] == [record.union for record in whole]
         assert len(times.read_text().splitlines()) == len(lines)
-        assert all(verdict["seconds"] >= 0 for record in again for verdict in record["sets"].values())
+        assert all(verdict.seconds >= 0 for record in again for verdict in record.sets.values())
     without = certify_dataset(certifier, data, SPECS)
-    assert [record["union"] for record in without] == [record["union"] for record in whole]
+    assert [record.union for record in without] == [record.union for record in whole]
 
 
 @pytest.mark.slow
@@ -156,10 +156,10 @@ def test_summary_matches_a_recount(certifier: Certifier, data: ImageData) -> Non
     x, y = data.batch(slice(0, len(data)))
     assert summary.clean == pytest.approx(float((certifier.net(x).argmax(1) == y).float().mean()))
     for spec in SPECS:
-        statuses = [r["sets"][spec.name]["status"] for r in records]
+        statuses = [r.sets[spec.name].status for r in records]
         assert summary.certified[spec.name] == pytest.approx(statuses.count("proved") / len(data))
         assert summary.certified[spec.name] <= summary.pgd[spec.name] <= summary.clean
-    union = [all(v["status"] == "proved" for v in r["sets"].values()) for r in records]
+    union = [all(v.status == "proved" for v in r.sets.values()) for r in records]
     assert summary.union == pytest.approx(sum(union) / len(data))
     assert summary.union <= min(summary.certified.values())
     low, high = summary.intervals["union"]
@@ -225,11 +225,11 @@ def test_labels_must_be_classes(certifier: Certifier) -> None:
 def test_kinds_of_sets_are_counted_apart(certifier: Certifier, data: ImageData) -> None:
     sets = [set_spec(text) for text in ("linf=0.02", "l2=0.1", "l2=0.2", "R(1)", "C(5)", "patch=1x1")]
     records = certify_dataset(certifier, data.first(6), sets)
-    assert list(records[0]["sets"]) == ["linf", "l2=0.1", "l2=0.2", "R(1)", "C(5)", "patch1x1"]
+    assert list(records[0].sets) == ["linf", "l2=0.1", "l2=0.2", "R(1)", "C(5)", "patch1x1"]
     for record in records:
-        status = {name: verdict["status"] for name, verdict in record["sets"].items()}
-        assert record["union"] == union_status([status["linf"], status["l2=0.1"], status["l2=0.2"]])
-        assert record["groups"] == {
+        status = {name: verdict.status for name, verdict in record.sets.items()}
+        assert record.union == union_status([status["linf"], status["l2=0.1"], status["l2=0.2"]])
+        assert record.groups == {
             "geometric": union_status([status["R(1)"], status["C(5)"]]),
             "patch": status["patch1x1"],
             "universal": union_status(list(status.values())),
@@ -238,7 +238,7 @@ def test_kinds_of_sets_are_counted_apart(certifier: Certifier, data: ImageData) 
     assert summary.groups["universal"] <= min(summary.union, *summary.groups.values())
     assert "universal cert. / attack leaves" in text_table({"net": summary})
     alone = certify_dataset(certifier, data.first(2), sets[:1])
-    assert alone[0]["groups"] == {} and summarize(alone).groups == {}
+    assert alone[0].groups == {} and summarize(alone).groups == {}
 
 
 def test_stages_fit_the_set(net: nn.Module) -> None:

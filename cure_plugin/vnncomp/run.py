@@ -11,7 +11,6 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from cure_plugin.errors import CheckpointError, DataError, OutputError, SpecError
 from cure_plugin.files import write_text
+from cure_plugin.json_files import append_lines, read_lines, resumable, write_lines, write_settings
 from cure_plugin.progress import progress_bar
 from cure_plugin.vnncomp.instances import Instance, base_name, csv_text, read_instances
 from cure_plugin.vnncomp.query import read_query
@@ -88,7 +88,7 @@ def verify(
         "instances": [asdict(one) for one in instances],
         "files": {name: _digest(path, name) for one in instances for name in (one.onnx, one.vnnlib)},
     }
-    done = _resume(folder, json.loads(json.dumps(settings)))
+    done = _resume(folder, settings)
     left = [one for one in instances if one.name not in done]
     lock, stop = threading.Lock(), threading.Event()
     with progress_bar(len(instances), "instance", verifier.name, progress, len(done)) as bar:
@@ -99,7 +99,7 @@ def verify(
                 return
             with lock:
                 done[one.name] = run
-                _append(folder / "runs.jsonl", json.dumps(asdict(run)) + "\n")
+                append_lines(folder / "runs.jsonl", [run])
                 bar.set_postfix(Counter(r.result for r in done.values()), refresh=False)
                 bar.update()
 
@@ -287,33 +287,12 @@ def _with_weights(path: Path, content: bytes) -> bytes:
 
 
 def _resume(folder: Path, settings: dict[str, Any]) -> dict[str, Run]:
-    """Whole lines of an earlier run of the same verifier on the same files; torn ones and errors are dropped."""
+    """What an earlier run of the same verifier on the same files found; what went wrong may have been mended since."""
     log, beside = folder / "runs.jsonl", folder / "runs.settings.json"
     runs: dict[str, Run] = {}
-    if log.exists():
-        try:
-            known = json.loads(beside.read_text())
-            lines = log.read_text().splitlines()
-        except (OSError, ValueError) as error:
-            raise DataError(f"cannot read {log} and {beside}: {error}; delete both") from error
-        if known != settings:
-            raise DataError(
-                f"{log} holds results of another verifier or list, or of files that have changed; delete it or choose "
-                "another folder"
-            )
-        for line in lines:
-            with suppress(ValueError, TypeError):  # torn: the instance is run again
-                run = Run(**json.loads(line))
-                if run.result != "error":  # what went wrong may have been mended
-                    runs[run.name] = run
-    write_text(beside, json.dumps(settings, indent=1) + "\n")
-    write_text(log, "".join(json.dumps(asdict(run)) + "\n" for run in runs.values()))
+    if resumable(log, beside, settings, "another verifier or list, or of files that have changed"):
+        found = read_lines(log, Run, f"delete it and {beside.name}", torn=True)
+        runs = {run.name: run for run in found if run.result != "error"}
+    write_settings(beside, settings)
+    write_lines(log, runs.values())
     return runs
-
-
-def _append(path: Path, line: str) -> None:
-    try:
-        with path.open("a") as file:
-            file.write(line)
-    except OSError as error:
-        raise OutputError(f"cannot append to {path}: {error}; make room, then run again to resume") from error
