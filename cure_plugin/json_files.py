@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import cattrs
 
@@ -29,6 +29,13 @@ def _only(kind: type, allowed: type | tuple[type, ...]) -> None:
     CONVERTER.register_structure_hook(kind, read)
 
 
+def _one_of(value: Any, kind: Any) -> Any:
+    if value not in get_args(kind):
+        raise ValueError(f"{repr(value)[:40]} is none of {', '.join(get_args(kind))}")
+    return value
+
+
+CONVERTER.register_structure_hook_func(lambda kind: get_origin(kind) is Literal, _one_of)
 for _kind, _allowed in ((str, str), (bool, bool), (int, int), (float, (int, float))):
     _only(_kind, _allowed)
 
@@ -58,7 +65,7 @@ def read_record(text: str, kind: type[Kind]) -> Kind:
 def _reason(error: BaseException, kind: type | None) -> str:
     if isinstance(error, cattrs.ForbiddenExtraKeysError):
         return f"keys of another version, {', '.join(sorted(error.extra_fields))}"
-    if type(error) in (ValueError, Exception):  # cattrs raises the latter for what is none of a Literal's values
+    if type(error) is ValueError:
         return str(error)
     return cattrs.v.format_exception(error, kind)
 
