@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -18,15 +19,11 @@ CONVERTER = cattrs.Converter(forbid_extra_keys=True)
 """Between dataclasses and what JSON knows; a key that is none of the dataclass's, as of another version, is refused."""
 
 
-def _only(kind: type, allowed: type | tuple[type, ...]) -> None:
-    """Have ``kind`` read from values of the types ``allowed`` alone, not from all that ``kind(...)`` takes."""
-
-    def read(value: Any, _: Any) -> Any:
-        if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
-            raise ValueError(f"{repr(value)[:40]} is no {kind.__name__}")
-        return kind(value)
-
-    CONVERTER.register_structure_hook(kind, read)
+def _only(allowed: type | tuple[type, ...], value: Any, kind: Any) -> Any:
+    """``value`` as ``kind``, if it is of a type that is allowed: not all that ``kind(...)`` takes."""
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{repr(value)[:40]} is no {kind.__name__}")
+    return kind(value)
 
 
 def _one_of(value: Any, kind: Any) -> Any:
@@ -37,7 +34,7 @@ def _one_of(value: Any, kind: Any) -> Any:
 
 CONVERTER.register_structure_hook_func(lambda kind: get_origin(kind) is Literal, _one_of)
 for _kind, _allowed in ((str, str), (bool, bool), (int, int), (float, (int, float))):
-    _only(_kind, _allowed)
+    CONVERTER.register_structure_hook(_kind, partial(_only, _allowed))
 
 
 def plain(record: Any) -> dict[str, Any]:
@@ -113,6 +110,16 @@ def write_lines(path: Path, records: Iterable[Any]) -> None:
     write_text(path, _lines(records))
 
 
+def start_lines(path: Path, records: Iterable[Any], beside: Path, settings: Mapping[str, Any]) -> None:
+    """:func:`write_lines`, and in the file ``beside`` the settings that :func:`resumable` compares.
+
+    Raises:
+        OutputError: one of them cannot be written.
+    """
+    write_text(beside, json.dumps(settings, indent=1) + "\n")
+    write_lines(path, records)
+
+
 def append_lines(path: Path, records: Iterable[Any]) -> None:
     """More records at the end of the file.
 
@@ -134,7 +141,7 @@ def resumable(path: Path, beside: Path, settings: Mapping[str, Any], others: str
     """Whether there is a file ``path`` that a run of these ``settings`` may go on with.
 
     Args:
-        beside: the file that holds the settings of ``path``, as :func:`write_settings` leaves it.
+        beside: the file that holds the settings of ``path``, as :func:`start_lines` leaves it.
         others: what results of other settings are results of.
 
     Raises:
@@ -149,12 +156,3 @@ def resumable(path: Path, beside: Path, settings: Mapping[str, Any], others: str
     if found != json.loads(json.dumps(settings)):
         raise DataError(f"{path} holds results of {others}; delete it or choose another output")
     return True
-
-
-def write_settings(beside: Path, settings: Mapping[str, Any]) -> None:
-    """The settings of a file of records, for :func:`resumable`.
-
-    Raises:
-        OutputError: they cannot be written.
-    """
-    write_text(beside, json.dumps(settings, indent=1) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from cure_plugin.json_files import (
     read_lines,
     read_record,
     resumable,
+    start_lines,
     write_lines,
-    write_settings,
 )
 
 
@@ -42,11 +43,6 @@ class Record:
     union: Status
     groups: dict[str, Status]
 
-    @property
-    def names(self) -> set[str]:
-        """Of the sets and the kinds of sets."""
-        return {*self.sets, *self.groups}
-
     def timed(self, times: Times) -> Record:
         """The same verdicts with their times."""
         return replace(self, sets={name: replace(one, seconds=times.seconds[name]) for name, one in self.sets.items()})
@@ -66,11 +62,6 @@ class Times:
 
     index: int
     seconds: dict[str, float]
-
-    @property
-    def names(self) -> set[str]:
-        """Of the sets."""
-        return set(self.seconds)
 
 
 @dataclass(frozen=True)
@@ -106,7 +97,6 @@ CONVERTER.register_structure_hook(
 
 
 _AGAIN = "run cure certify again"
-_ANEW = "delete it, and run again"
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -134,8 +124,9 @@ def whole_results(path: Path, settings: Mapping[str, Any]) -> list[Record]:
     """
     if not resumable(path, beside(path, "settings.json"), settings, "other settings, net or data"):
         return []
-    results = read_lines(path, Record, _ANEW, _follows, torn=True)
-    times = read_lines(beside(path, "seconds.jsonl"), Times, _ANEW, _follows, torn=True)
+    anew = f"delete {path} and run again"
+    results = read_lines(path, Record, anew, _follows, torn=True)
+    times = read_lines(beside(path, "seconds.jsonl"), Times, anew, partial(_times_of, results), torn=True)
     return [record.timed(entry) for record, entry in zip(results, times, strict=False)]
 
 
@@ -145,9 +136,8 @@ def start_results(path: Path, records: Sequence[Record], settings: Mapping[str, 
     Raises:
         OutputError: they cannot be written.
     """
-    write_lines(path, [record.untimed() for record in records])
     write_lines(beside(path, "seconds.jsonl"), [record.times() for record in records])
-    write_settings(beside(path, "settings.json"), settings)
+    start_lines(path, [record.untimed() for record in records], beside(path, "settings.json"), settings)
 
 
 def append_results(path: Path, records: Sequence[Record]) -> None:
@@ -175,9 +165,15 @@ def read_origin(path: Path) -> Origin | None:
         raise DataError(f"cannot read {settings}: {error}; delete it to compare without it") from error
 
 
-def _follows(record: Record | Times, before: Sequence[Record | Times]) -> None:
+def _follows(record: Record, before: Sequence[Record]) -> None:
     """Images come in order, all with the same sets."""
     if record.index != len(before):
         raise ValueError(f"image {record.index} where image {len(before)} belongs")
-    if before and record.names != before[0].names:
+    if before and (set(record.sets), set(record.groups)) != (set(before[0].sets), set(before[0].groups)):
         raise ValueError("other sets than on line 1")
+
+
+def _times_of(results: Sequence[Record], times: Times, before: Sequence[Times]) -> None:
+    """They come in the order of the images and are of the same sets."""
+    if times.index != len(before) or (results and set(times.seconds) != set(results[0].sets)):
+        raise ValueError(f"not the times of image {len(before)}")

@@ -265,5 +265,5 @@ def _same(stored: Any, recipe: Recipe) -> bool:
     """Whether a checkpoint's recipe is this one; keys that it does not know yet have their defaults."""
     try:
         return recipe_from_mapping(stored) == recipe
-    except (SpecError, AttributeError, TypeError):
+    except SpecError:
         return False

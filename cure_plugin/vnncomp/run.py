@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 
 from cure_plugin.errors import CheckpointError, DataError, OutputError, SpecError
 from cure_plugin.files import write_text
-from cure_plugin.json_files import append_lines, read_lines, resumable, write_lines, write_settings
+from cure_plugin.json_files import append_lines, read_lines, resumable, start_lines
 from cure_plugin.progress import progress_bar
 from cure_plugin.vnncomp.instances import Instance, base_name, csv_text, read_instances
 from cure_plugin.vnncomp.query import read_query
@@ -293,6 +293,5 @@ def _resume(folder: Path, settings: dict[str, Any]) -> dict[str, Run]:
     if resumable(log, beside, settings, "another verifier or list, or of files that have changed"):
         found = read_lines(log, Run, f"delete it and {beside.name}", torn=True)
         runs = {run.name: run for run in found if run.result != "error"}
-    write_settings(beside, settings)
-    write_lines(log, runs.values())
+    start_lines(log, runs.values(), beside, settings)
     return runs
