@@ -141,6 +141,27 @@ def test_twenty_kills_leave_the_file_of_an_undisturbed_run(tmp_path: Path) -> No
         shutil.rmtree(tmp_path / "cut")
 
 
+def test_damage_that_no_kill_leaves_is_named(certifier: Certifier, data: ImageData, tmp_path: Path) -> None:
+    path, times = tmp_path / "results.jsonl", tmp_path / "results.jsonl.seconds.jsonl"
+    certify_dataset(certifier, data.first(3), SPECS[:1], path)
+    for file, old, new, said in (
+        (path, "proved", "prooved", r"line \d.*'prooved' is none of proved, falsified, undecided"),
+        (path, '"index": 1', '"index": 2', "line 2, is no record .image 2 where image 1 belongs"),
+        (path, '"union"', '"version": 2, "union"', "line 1, .*keys of another version, version"),
+        (times, '"linf"', '"l2"', "line 1, .*not the times of image 0"),
+        (times, '"seconds"', "", "line 1, "),
+    ):
+        whole = file.read_text()
+        file.write_text(whole.replace(old, new))
+        with pytest.raises(DataError, match=f"{file.name}, {said}.*; delete .*results.jsonl and run again") as caught:
+            certify_dataset(certifier, data.first(3), SPECS[:1], path)
+        assert "\n" not in str(caught.value)
+        file.write_text(whole)
+    times.unlink()
+    with pytest.raises(DataError, match=r"cannot read results .*seconds.jsonl"):
+        certify_dataset(certifier, data.first(3), SPECS[:1], path)
+
+
 def test_results_of_another_run_are_refused(certifier: Certifier, data: ImageData, tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     certify_dataset(certifier, data.first(4), SPECS[:1], path)
