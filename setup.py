@@ -23,6 +23,7 @@ setup(
         "onnx>=1.14",
         "onnxruntime>=1.15",
         "pyyaml>=6.0",
+        "cattrs>=23.2",
         "tqdm>=4.64",
         "appdirs>=1.4",  # auto_LiRPA's own, since it is installed with --no-deps
         "packaging>=20.0",  # likewise

@@ -35,7 +35,9 @@ from cure_plugin.certification import Certifier
 from cure_plugin.certification.splitting import SplitResult
 from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.files import write_text
-from cure_plugin.sets.geometry import interval_hull, sinusoid_range, transform
+from cure_plugin.sets.geometric.hull import interval_hull
+from cure_plugin.sets.geometric.sources import sinusoid_range
+from cure_plugin.sets.geometric.transforms import transform
 from cure_plugin.training import Trainer, load_recipe
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -62,8 +62,8 @@ def measure(case: Case, data_name: str, root: Path | None, out: Path) -> dict[st
     name = "".join(character if character.isalnum() else "_" for character in f"{case.recipe} {case.text}")
     records = certify_dataset(certifier, data, [spec], out / f"{name}.jsonl", progress=True, label=case.text)
     summary = summarize(records)
-    verdicts = [next(iter(entry["sets"].values())) for entry in records]
-    worked = [verdict["pieces"] for verdict in verdicts if verdict["pieces"]]
+    verdicts = [next(iter(entry.sets.values())) for entry in records]
+    worked = [verdict.pieces for verdict in verdicts if verdict.pieces]
     return {
         **case._asdict(),
         "images": len(data),
@@ -73,7 +73,7 @@ def measure(case: Case, data_name: str, root: Path | None, out: Path) -> dict[st
         "split_images": len(worked),
         "pieces": sum(worked),
         "most_pieces": max(worked, default=0),
-        "seconds": sum(verdict["seconds"] for verdict in verdicts),
+        "seconds": sum(verdict.seconds for verdict in verdicts),
         "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
 

@@ -11,7 +11,7 @@ A net's folder holds ``checkpoint.pt``; for cure_multinorm also ``results.jsonl`
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import sys
 import tempfile
 from collections import Counter
@@ -25,7 +25,8 @@ from torch import nn
 from tqdm import tqdm
 
 from cure_plugin.attacks import find_counterexample
-from cure_plugin.certification.report import fingerprint
+from cure_plugin.certification.dataset import fingerprint
+from cure_plugin.certification.record import read_origin, read_results
 from cure_plugin.checkpoint import load_net
 from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import DataError
@@ -148,14 +149,14 @@ def _stratum(verdict: str, stage: str) -> str:
 def multinorm(builder: Builder, runs: dict[str, Path]) -> None:
     """linf, l2 and l1 balls; verdicts of the runs, counterexamples looked for again."""
     for net, folder in runs.items():
-        records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-        settings = json.loads((folder / "results.jsonl.settings.json").read_text())
-        if settings["net"] != fingerprint(builder.nets[net]):
+        records, origin = read_results(folder / "results.jsonl"), read_origin(folder / "results.jsonl")
+        if origin is None or origin.net != fingerprint(builder.nets[net]):
             raise DataError(f"{folder}: results.jsonl is of another net than checkpoint.pt; certify again")
-        for spec in (set_spec(_text(one)) for one in settings["sets"]):
+        for spec in (set_spec(_text(one)) for one in origin.sets):
             for record in tqdm(records, desc=f"{net} {spec}"):
-                verdict = record["sets"][spec.name]
-                if record["prediction"] != record["label"] or verdict["stage"].startswith("by "):
+                verdict = record.sets[spec.name]
+                margin = verdict.margin if math.isfinite(verdict.margin) else None
+                if record.prediction != record.label or verdict.stage.startswith("by "):
                     continue
                 eps = float(spec.build().eps)
                 kind = {"kind": "linf", "eps": eps}
@@ -163,13 +164,13 @@ def multinorm(builder: Builder, runs: dict[str, Path]) -> None:
                     kind = {"kind": "ball", "norm": spec.name, "eps": eps}
                 if builder.full(net, str(spec)):
                     break
-                candidate = builder.candidate(net, record["index"], str(spec), kind)
-                if verdict["status"] == "proved":
-                    builder.keep(candidate, "robust", verdict["stage"], verdict["margin"], None)
-                elif verdict["status"] == "undecided":
-                    builder.keep(candidate, "unknown", verdict["stage"], verdict["margin"], None)
+                candidate = builder.candidate(net, record.index, str(spec), kind)
+                if verdict.status == "proved":
+                    builder.keep(candidate, "robust", verdict.stage, margin, None)
+                elif verdict.status == "undecided":
+                    builder.keep(candidate, "unknown", verdict.stage, margin, None)
                 else:
-                    found = _attacked(builder, net, record["index"], spec.build())
+                    found = _attacked(builder, net, record.index, spec.build())
                     if found is not None:
                         builder.keep(candidate, "violated", "pgd", found[0], found[1])
 

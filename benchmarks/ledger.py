@@ -17,22 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import reproduce_report
+from entries import Entry, Hardware, read_entry, write_entry
 
-from cure_plugin.certification.report import set_names
+from cure_plugin.certification.dataset import set_names
 from cure_plugin.sets import set_spec
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> Hardware:
     """What the figures were measured on."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
         model = found.group(1) if found else model
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
+    return Hardware(model, os.cpu_count(), platform.python_version())
 
 
 def commit() -> str:
@@ -49,11 +50,7 @@ COMMIT = commit()
 
 def record(name: str, command: str, seed: int, figures: dict[str, Any]) -> Path:
     """Write one result file and return its path."""
-    entry = {"commit": COMMIT, "seed": seed, "hardware": hardware(), "command": command, "figures": figures}
-    path = RESULTS / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(entry, indent=1) + "\n")
-    return path
+    return write_entry(RESULTS / f"{name}.json", Entry(COMMIT, seed, hardware(), command, figures))
 
 
 def record_rows(name: str, command: str, figures: dict[str, Any], key: Sequence[str]) -> Path:
@@ -64,8 +61,8 @@ def record_rows(name: str, command: str, figures: dict[str, Any], key: Sequence[
     path = RESULTS / f"{name}.json"
     known: list[dict[str, Any]] = []
     if path.exists():
-        entry = json.loads(path.read_text())
-        known = [{"commit": entry["commit"], **row} for row in entry["figures"]["rows"]]
+        entry = read_entry(path)
+        known = [{"commit": entry.commit, **row} for row in entry.figures["rows"]]
     rows = [*known, *({**row, "commit": COMMIT} for row in figures["rows"])]
     merged = {tuple(row[part] for part in key): row for row in rows}
     return record(name, command, 0, {**figures, "rows": list(merged.values())})
@@ -73,8 +70,8 @@ def record_rows(name: str, command: str, figures: dict[str, Any], key: Sequence[
 
 def demo_table() -> str:
     """The demo's result as a Markdown table."""
-    entry = json.loads((RESULTS / "demo.json").read_text())
-    figures = entry["figures"]
+    entry = read_entry(RESULTS / "demo.json")
+    figures = entry.figures
     names = {text.split("=")[0]: text for text in figures["sets"]}
     lines = [
         "| method | clean | "
@@ -87,20 +84,20 @@ def demo_table() -> str:
         low, high = shares["intervals"]["union"]
         union = f"{100 * shares['union']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
         lines.append(f"| {method} | {100 * shares['clean']:.1f} | " + " | ".join(cells) + f" | {union} |")
-    hardware_text = f"{entry['hardware']['cores']} cores, {entry['hardware']['cpu']}"
+    hardware_text = f"{entry.hardware.cores} cores, {entry.hardware.cpu}"
     seconds = "" if figures["reused"] else f"{figures['seconds']:.0f} s on "
     lines.append("")
     lines.append(
         f"Percent of {figures['images']} test images; {seconds}{hardware_text}, "
-        f"commit {entry['commit']}, seed {entry['seed']}, `{entry['command']}`."
+        f"commit {entry.commit}, seed {entry.seed}, `{entry.command}`."
     )
     return "\n".join(lines)
 
 
 def sets_table() -> str:
     """The figures of bench_sets.py as Markdown tables."""
-    entry = json.loads((RESULTS / "sets.json").read_text())
-    figures = entry["figures"]
+    entry = read_entry(RESULTS / "sets.json")
+    figures = entry.figures
     lines = [
         "| rotation hull, mean pixel width | ours / sampled truth | CGT's interval / sampled truth |",
         "|---|---|---|",
@@ -120,19 +117,19 @@ def sets_table() -> str:
             f"| {row['set']} | {row['images']} ({row['attacked']}) | {ours['proved']}, {ours['pieces_per_image']:.1f}, "
             f"{ours['seconds']:.0f} | {fixed}: {other['proved']}, {other['seconds']:.0f} |"
         )
-    hardware_text = f"{entry['hardware']['cores']} cores, {entry['hardware']['cpu']}"
-    lines += ["", f"{hardware_text}, commit {entry['commit']}, `{entry['command']}`."]
+    hardware_text = f"{entry.hardware.cores} cores, {entry.hardware.cpu}"
+    lines += ["", f"{hardware_text}, commit {entry.commit}, `{entry.command}`."]
     return "\n".join(lines)
 
 
 def certify_table() -> str:
     """The figures of bench_certify.py coupled as a Markdown table."""
-    entry = json.loads((RESULTS / "certify-coupled.json").read_text())
+    entry = read_entry(RESULTS / "certify-coupled.json")
     lines = [
         "| net, set | attack leaves | cascade, s per image | stock CROWN | stock alpha-CROWN |",
         "|---|---|---|---|---|",
     ]
-    for row in entry["figures"]["rows"]:
+    for row in entry.figures["rows"]:
         ours, plain, total = row["cascade"], row["plain"], row["images"]
         lines.append(
             f"| {row['net']}, {row['set']} | {100 * ours['not_broken'] / total:.1f} | "
@@ -140,7 +137,7 @@ def certify_table() -> str:
             f"{100 * plain['crown'] / total:.1f} | "
             f"{100 * plain['alpha'] / plain['alpha_images']:.1f} (of {plain['alpha_images']} images) |"
         )
-    images = entry["figures"]["rows"][0]["images"]
+    images = entry.figures["rows"][0]["images"]
     lines += ["", f"Percent of {images} test images; {shown_origin(entry)}. paper:"]
     lines.append("trained on a tiny region around the l2 attack; ball: on a small l2 ball (`benchmarks/recipes`).")
     return "\n".join(lines)
@@ -148,8 +145,8 @@ def certify_table() -> str:
 
 def loop_table() -> str:
     """The figures of bench_certify.py loop as a Markdown table."""
-    entry = json.loads((RESULTS / "certify-loop.json").read_text())
-    rows = entry["figures"]["rows"]
+    entry = read_entry(RESULTS / "certify-loop.json")
+    rows = entry.figures["rows"]
     lines = [
         "| set | cascade: proved, s | plain CROWN, then alpha-CROWN: proved, s | times our time | attack leaves |",
         "|---|---|---|---|---|",
@@ -173,12 +170,12 @@ def loop_table() -> str:
 
 def splitting_table() -> str:
     """The figures of bench_splitting.py as a Markdown table."""
-    entry = json.loads((RESULTS / "certify-splitting.json").read_text())
+    entry = read_entry(RESULTS / "certify-splitting.json")
     lines = [
         "| data, set | clean | certified | attack leaves | pieces: mean, most | boxes CGT needs | s |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in entry["figures"]["rows"]:
+    for row in entry.figures["rows"]:
         mean = row["pieces"] / max(1, row["split_images"])
         cgt = f"{row['cgt_splits']:,}" if row["cgt_splits"] else ""
         shares = " | ".join(f"{100 * row[key]:.0f}" for key in ("clean", "certified", "pgd"))
@@ -186,7 +183,7 @@ def splitting_table() -> str:
             f"| {row['data']}, {row['text']} | {shares} | {mean:.0f}, {row['most_pieces']} | {cgt} | "
             f"{row['seconds']:.0f} |"
         )
-    images = entry["figures"]["rows"][0]["images"]
+    images = entry.figures["rows"][0]["images"]
     lines += ["", f"Percent of {images} test images; pieces of the images that were split; {shown_origin(entry)}."]
     return "\n".join(lines)
 
@@ -201,10 +198,10 @@ def reproduce_tables() -> str:
 
 def generalization_tables() -> str:
     """The figures of bench_generalization.py, a Markdown table for each list of sets."""
-    entry = json.loads((RESULTS / "generalization.json").read_text())
+    entry = read_entry(RESULTS / "generalization.json")
     parts = []
-    for spec in dict.fromkeys(row["spec"] for row in entry["figures"]["rows"]):
-        rows = [row for row in entry["figures"]["rows"] if row["spec"] == spec]
+    for spec in dict.fromkeys(row["spec"] for row in entry.figures["rows"]):
+        rows = [row for row in entry.figures["rows"] if row["spec"] == spec]
         seen, unseen = ([set_spec(text) for text in rows[0][key]] for key in ("seen", "unseen"))
         names = dict(zip(map(str, (*seen, *unseen)), set_names([*seen, *unseen]), strict=True))
         lines = [
@@ -221,27 +218,27 @@ def generalization_tables() -> str:
 
 def training_step_table() -> str:
     """The figures of bench_training.py as a Markdown table."""
-    entry = json.loads((RESULTS / "training-step.json").read_text())
+    entry = read_entry(RESULTS / "training-step.json")
     lines = [
         "| net | CURE step, s | over its floor | images/s | peak MiB (over SABR's) | SABR step, s | over its floor |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in entry["figures"]["rows"]:
+    for row in entry.figures["rows"]:
         cure, sabr = row["cure"], row["sabr"]
         lines.append(
             f"| {row['net']} | {cure['step']:.2f} | {cure['ratio']:.2f} | {row['images_per_second']:.0f} | "
             f"{cure['peak_mib']:.0f} ({row['memory_ratio']:.2f}) | {sabr['step']:.2f} | {sabr['ratio']:.2f} |"
         )
-    lines += ["", f"Batches of {entry['figures']['rows'][0]['batch']}, linf and l2; {shown_origin(entry)}."]
+    lines += ["", f"Batches of {entry.figures['rows'][0]['batch']}, linf and l2; {shown_origin(entry)}."]
     return "\n".join(lines)
 
 
-def shown_origin(entry: dict[str, Any]) -> str:
+def shown_origin(entry: Entry) -> str:
     """Where and how a result was measured."""
-    threads = entry["figures"]["threads"]
-    cores = f"{threads} thread{'s' if threads > 1 else ''}, {entry['hardware']['cpu']}"
-    commits = dict.fromkeys(row.get("commit", entry["commit"]) for row in entry["figures"].get("rows", [entry]))
-    return f"{cores}, commit {', '.join(commits)}, `{entry['command']}`"
+    threads = entry.figures["threads"]
+    cores = f"{threads} thread{'s' if threads > 1 else ''}, {entry.hardware.cpu}"
+    commits = dict.fromkeys(row.get("commit", entry.commit) for row in entry.figures.get("rows", [{}]))
+    return f"{cores}, commit {', '.join(commits)}, `{entry.command}`"
 
 
 def operators_table() -> str:

@@ -13,20 +13,19 @@ to its folder below --out (give each try one of its own).
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from ledger import RESULTS, record
+from entries import Entry, read_entry, write_entry
+from ledger import COMMIT, RESULTS, hardware, record
 from runs import trained
 
 from cure_plugin.certification import Certifier, certify_dataset, summarize
 from cure_plugin.cli.options import read_overrides
 from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import SpecError
-from cure_plugin.files import write_text
 from cure_plugin.sets import set_spec
 from cure_plugin.training import load_recipe
 
@@ -66,7 +65,7 @@ def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Pa
     images = options.images or images_of(method)
     path = folder / "figures.json" if attempt else RESULTS / f"{name}.json"
     if path.exists() and not attempt:
-        if json.loads(path.read_text())["figures"].get("recipe", recipe) != recipe:
+        if read_entry(path).figures.get("recipe", recipe) != recipe:
             raise SpecError(f"{path} is of another recipe; delete it, and {folder}, to run the present one")
         return path
     trainer = trained(
@@ -111,8 +110,7 @@ def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Pa
     if options.device != "cpu":
         command += f" --device {options.device}"
     if attempt:
-        write_text(path, json.dumps({"seed": seed, "figures": figures}, indent=1) + "\n")
-        return path
+        return write_entry(path, Entry(COMMIT, seed, hardware(), command, figures))
     return record(name, command, seed, figures)
 
 
@@ -131,7 +129,7 @@ def main() -> None:
     for seed in options.seeds:
         for method in options.methods:
             path = run(options.setting, method, seed, options)
-            figures = json.loads(path.read_text())["figures"]
+            figures = read_entry(path).figures
             certified = ", ".join(f"{name} {share:.3f}" for name, share in figures["certified"].items())
             print(f"{path.stem}: clean {figures['clean']:.3f}, {certified}, union {figures['union']:.3f}", flush=True)
 

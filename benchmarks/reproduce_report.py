@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from entries import Entry, read_entry
 
 from cure_plugin.report.plots import load_pyplot
 
@@ -43,12 +43,12 @@ NAMES = {
 """Method -> what the tables call it."""
 
 
-def runs(results: Path, setting: str) -> dict[str, list[dict[str, Any]]]:
+def runs(results: Path, setting: str) -> dict[str, list[Entry]]:
     """Method -> its entries, one per seed; in the table's order."""
-    entries: dict[str, list[dict[str, Any]]] = {}
+    entries: dict[str, list[Entry]] = {}
     for path in sorted((results / "reproduce").glob(f"{setting}-*.json")):
-        entry = json.loads(path.read_text())
-        entries.setdefault(entry["figures"]["method"], []).append(entry)
+        entry = read_entry(path)
+        entries.setdefault(entry.figures["method"], []).append(entry)
     return {method: entries[method] for method in NAMES if method in entries}
 
 
@@ -63,7 +63,7 @@ def table(results: Path, setting: str) -> str:
     methods = runs(results, setting)
     if not methods:
         return ""
-    first = next(iter(methods.values()))[0]["figures"]
+    first = next(iter(methods.values()))[0].figures
     names = list(first["certified"])
     lines = [
         "| method | epochs | seeds | clean | "
@@ -72,12 +72,12 @@ def table(results: Path, setting: str) -> str:
         "|---|---|---|---|" + "---|" * (len(names) + 3),
     ]
     for method, entries in methods.items():
-        figures = [entry["figures"] for entry in entries]
+        figures = [entry.figures for entry in entries]
         cells = [shown([f["clean"] for f in figures])]
         cells += [shown([f["certified"][name] for f in figures]) for name in names]
         cells += [shown([f[key] for f in figures]) for key in ("union", "union_pgd")]
         minutes = min(f["train_seconds"] for f in figures) / 60
-        seeds = ", ".join(str(entry["seed"]) for entry in entries)
+        seeds = ", ".join(str(entry.seed) for entry in entries)
         images = figures[0]["images"]
         name = NAMES[method] if images == first["images"] else f"{NAMES[method]} (first {images} images)"
         lines.append(f"| {name} | {figures[0]['epochs']} | {seeds} | " + " | ".join(cells) + f" | {minutes:.0f} |")
@@ -93,13 +93,13 @@ def tables(results: Path) -> str:
         if not entries:
             continue  # only methods that the table does not list
         origin = entries[0]
-        threads = {entry["figures"]["threads"] for entry in entries}
-        commits = ", ".join(dict.fromkeys(entry["commit"] for entry in entries))
+        threads = {entry.figures["threads"] for entry in entries}
+        commits = ", ".join(dict.fromkeys(entry.commit for entry in entries))
         blocks.append(
-            f"`{setting}`, first {origin['figures']['images']} test images, percent; ± half the range between seeds; "
+            f"`{setting}`, first {origin.figures['images']} test images, percent; ± half the range between seeds; "
             "epochs and training of CURE-Finetune without the net it starts from, training of the faster seed (other "
             "jobs ran beside some); "
-            f"{min(threads)} thread{'s' if min(threads) > 1 else ''} of {origin['hardware']['cpu']}, commit {commits}, "
+            f"{min(threads)} thread{'s' if min(threads) > 1 else ''} of {origin.hardware.cpu}, commit {commits}, "
             f"`python benchmarks/reproduce.py {setting}`:\n\n{table(results, setting)}"
         )
     return "\n\n".join(blocks)
@@ -110,8 +110,8 @@ def plot(results: Path, setting: str, path: Path) -> None:
     pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(6, 4))
     for method, entries in runs(results, setting).items():
-        clean = [100 * entry["figures"]["clean"] for entry in entries]
-        union = [100 * entry["figures"]["union"] for entry in entries]
+        clean = [100 * entry.figures["clean"] for entry in entries]
+        union = [100 * entry.figures["union"] for entry in entries]
         marker = "x" if method in ABLATIONS else "o"
         axes.plot(clean, union, marker, linestyle="-", linewidth=0.5, label=NAMES[method])
     axes.set_xlabel("clean accuracy, %")

@@ -13,14 +13,15 @@ import torch
 from torch import nn
 
 from cure_plugin.attacks import find_counterexample
-from cure_plugin.certification import Certifier, Summary, certify_dataset, summarize
+from cure_plugin.certification import Certifier, Record, Summary, certify_dataset, summarize
 from cure_plugin.certification.curves import certified_curves
 from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import MissingDependencyError
 from cure_plugin.export import encode, onnx_model, read_query, write_vnnlib
 from cure_plugin.export.marabou import ask_marabou
-from cure_plugin.export.replay import OnnxNet, parity
+from cure_plugin.export.parity import OnnxNet, parity
 from cure_plugin.files import write_text
+from cure_plugin.json_files import plain, write_lines
 from cure_plugin.report import Example, text_table, write_report
 from cure_plugin.sets import set_spec
 from cure_plugin.training import Trainer, load_recipe
@@ -50,7 +51,7 @@ class _Method:
 
     net: nn.Sequential
     certifier: Certifier
-    records: list[dict[str, Any]]
+    records: list[Record]
     summary: Summary
 
 
@@ -91,10 +92,8 @@ def run_demo(folder: Path, say: Say, images: int = 200, progress: bool = True) -
         "reused": reused,
         "seconds": round(time.perf_counter() - started, 1),
     }
-    lines = [
-        json.dumps({"method": name, **record}) + "\n" for name, method in methods.items() for record in method.records
-    ]
-    write_text(folder / "results.jsonl", "".join(lines))
+    lines = [{"method": name, **plain(one)} for name, method in methods.items() for one in method.records]
+    write_lines(folder / "results.jsonl", lines)
     write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_report(
         folder / "report.html",
@@ -122,12 +121,12 @@ def _train(name: str, recipe_name: str, folder: Path, say: Say, progress: bool) 
     return trainer.run(progress)
 
 
-def _pick(records: list[dict[str, Any]], set_name: str, status: str, count: int) -> list[int]:
+def _pick(records: list[Record], set_name: str, status: str, count: int) -> list[int]:
     """The first few correctly classified images with that status."""
     return [
-        record["index"]
+        record.index
         for record in records
-        if record["sets"][set_name]["status"] == status and record["sets"][set_name]["stage"] != "clean"
+        if record.sets[set_name].status == status and record.sets[set_name].stage != "clean"
     ][:count]
 
 
@@ -201,7 +200,7 @@ def _ask_marabou(method: _Method, test: ImageData, model_path: Path) -> list[str
 def _examples(method: _Method, test: ImageData) -> dict[str, list[Example]]:
     """A few images proved for every set, attacked, and undecided."""
     x, y = test.batch(slice(0, len(test)))
-    proved = [record["index"] for record in method.records if record["union"] == "proved"][:6]
+    proved = [record.index for record in method.records if record.union == "proved"][:6]
     examples = {
         "Proved for every set": [Example(x[i], None, f"image {i}, a {int(y[i])}") for i in proved],
         "Attacked": [],
@@ -216,6 +215,6 @@ def _examples(method: _Method, test: ImageData) -> dict[str, list[Example]]:
             caption = f"image {index} ({text}): a {int(y[index])}, attacked it reads {seen}"
             examples["Attacked"].append(Example(x[index], point, caption))
         for index in _pick(method.records, name, "undecided", 2):
-            margin = method.records[index]["sets"][name]["margin"]
+            margin = method.records[index].sets[name].margin
             examples["Undecided"].append(Example(x[index], None, f"image {index} ({text}): best bound {margin:.2f}"))
     return examples

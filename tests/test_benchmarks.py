@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cure_plugin.certification.report import set_names
+from cure_plugin.certification.dataset import set_names
 from cure_plugin.datasets import DATASETS, load_data
 from cure_plugin.errors import CheckpointError, SpecError
 from cure_plugin.sets import set_spec

@@ -20,7 +20,7 @@ from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.certification import Certifier, certify_dataset, summarize, wilson_interval
 from cure_plugin.certification.cascade import applicable
 from cure_plugin.certification.curves import certified_curves
-from cure_plugin.certification.report import union_status
+from cure_plugin.certification.dataset import union_status
 from cure_plugin.checkpoint import load_net
 from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import DataError, SpecError
@@ -108,11 +108,11 @@ def test_records_resume_after_a_kill(certifier: Certifier, data: ImageData, tmp_
         times.write_text("".join(clock.splitlines(keepends=True)[: kept + 2]))
         again = certify_dataset(certifier, data, SPECS, path)
         assert path.read_text() == text
-        assert [record["union"] for record in again] == [record["union"] for record in whole]
+        assert [record.union for record in again] == [record.union for record in whole]
         assert len(times.read_text().splitlines()) == len(lines)
-        assert all(verdict["seconds"] >= 0 for record in again for verdict in record["sets"].values())
+        assert all(verdict.seconds >= 0 for record in again for verdict in record.sets.values())
     without = certify_dataset(certifier, data, SPECS)
-    assert [record["union"] for record in without] == [record["union"] for record in whole]
+    assert [record.union for record in without] == [record.union for record in whole]
 
 
 @pytest.mark.slow
@@ -142,6 +142,27 @@ def test_twenty_kills_leave_the_file_of_an_undisturbed_run(tmp_path: Path) -> No
         shutil.rmtree(tmp_path / "cut")
 
 
+def test_damage_that_no_kill_leaves_is_named(certifier: Certifier, data: ImageData, tmp_path: Path) -> None:
+    path, times = tmp_path / "results.jsonl", tmp_path / "results.jsonl.seconds.jsonl"
+    certify_dataset(certifier, data.first(3), SPECS[:1], path)
+    for file, old, new, said in (
+        (path, "proved", "prooved", r"line \d.*'prooved' is none of proved, falsified, undecided"),
+        (path, '"index": 1', '"index": 2', "line 2, is no record .image 2 where image 1 belongs"),
+        (path, '"union"', '"version": 2, "union"', "line 1, .*keys of another version, version"),
+        (times, '"linf"', '"l2"', "line 1, .*not the times of image 0"),
+        (times, '"seconds"', "", "line 1, "),
+    ):
+        whole = file.read_text()
+        file.write_text(whole.replace(old, new))
+        with pytest.raises(DataError, match=f"{file.name}, {said}.*; delete .*results.jsonl and run again") as caught:
+            certify_dataset(certifier, data.first(3), SPECS[:1], path)
+        assert "\n" not in str(caught.value)
+        file.write_text(whole)
+    times.unlink()
+    with pytest.raises(DataError, match=r"cannot read results .*seconds.jsonl"):
+        certify_dataset(certifier, data.first(3), SPECS[:1], path)
+
+
 def test_results_of_another_run_are_refused(certifier: Certifier, data: ImageData, tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     certify_dataset(certifier, data.first(4), SPECS[:1], path)
@@ -157,10 +178,10 @@ def test_summary_matches_a_recount(certifier: Certifier, data: ImageData) -> Non
     x, y = data.batch(slice(0, len(data)))
     assert summary.clean == pytest.approx(float((certifier.net(x).argmax(1) == y).float().mean()))
     for spec in SPECS:
-        statuses = [r["sets"][spec.name]["status"] for r in records]
+        statuses = [r.sets[spec.name].status for r in records]
         assert summary.certified[spec.name] == pytest.approx(statuses.count("proved") / len(data))
         assert summary.certified[spec.name] <= summary.pgd[spec.name] <= summary.clean
-    union = [all(v["status"] == "proved" for v in r["sets"].values()) for r in records]
+    union = [all(v.status == "proved" for v in r.sets.values()) for r in records]
     assert summary.union == pytest.approx(sum(union) / len(data))
     assert summary.union <= min(summary.certified.values())
     low, high = summary.intervals["union"]
@@ -226,11 +247,11 @@ def test_labels_must_be_classes(certifier: Certifier) -> None:
 def test_kinds_of_sets_are_counted_apart(certifier: Certifier, data: ImageData) -> None:
     sets = [set_spec(text) for text in ("linf=0.02", "l2=0.1", "l2=0.2", "R(1)", "C(5)", "patch=1x1")]
     records = certify_dataset(certifier, data.first(6), sets)
-    assert list(records[0]["sets"]) == ["linf", "l2=0.1", "l2=0.2", "R(1)", "C(5)", "patch1x1"]
+    assert list(records[0].sets) == ["linf", "l2=0.1", "l2=0.2", "R(1)", "C(5)", "patch1x1"]
     for record in records:
-        status = {name: verdict["status"] for name, verdict in record["sets"].items()}
-        assert record["union"] == union_status([status["linf"], status["l2=0.1"], status["l2=0.2"]])
-        assert record["groups"] == {
+        status = {name: verdict.status for name, verdict in record.sets.items()}
+        assert record.union == union_status([status["linf"], status["l2=0.1"], status["l2=0.2"]])
+        assert record.groups == {
             "geometric": union_status([status["R(1)"], status["C(5)"]]),
             "patch": status["patch1x1"],
             "universal": union_status(list(status.values())),
@@ -239,7 +260,7 @@ def test_kinds_of_sets_are_counted_apart(certifier: Certifier, data: ImageData) 
     assert summary.groups["universal"] <= min(summary.union, *summary.groups.values())
     assert "universal cert. / attack leaves" in text_table({"net": summary})
     alone = certify_dataset(certifier, data.first(2), sets[:1])
-    assert alone[0]["groups"] == {} and summarize(alone).groups == {}
+    assert alone[0].groups == {} and summarize(alone).groups == {}
 
 
 def test_stages_fit_the_set(net: nn.Module) -> None:

@@ -21,7 +21,7 @@ from cure_plugin.errors import DataError, SpecError
 from cure_plugin.export import ENCODINGS, Encoding, default_encoding, encode, onnx_model, read_onnx_net, read_query
 from cure_plugin.export.abcrown import write_abcrown
 from cure_plugin.export.files import export_instances
-from cure_plugin.export.replay import OnnxNet
+from cure_plugin.export.parity import OnnxNet
 from cure_plugin.sets import LpBallSpec, set_spec
 from cure_plugin.vnncomp.fixed_point import float32_above, float32_below, rounded_down, rounded_up
 from cure_plugin.vnncomp.graphs import write_model

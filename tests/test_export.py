@@ -19,7 +19,7 @@ from cure_plugin.certification import Certifier
 from cure_plugin.errors import CheckpointError, DataError, OutputError, SpecError
 from cure_plugin.export import Property, encode, export_onnx, onnx_model, read_onnx_net, read_query, write_vnnlib
 from cure_plugin.export.marabou import ask_marabou
-from cure_plugin.export.replay import OnnxNet, parity
+from cure_plugin.export.parity import OnnxNet, parity
 from cure_plugin.nets import NETS, NetSpec, build_net
 from cure_plugin.vnncomp.query import Query
 from cure_plugin.vnncomp.vnnlib import vnnlib_text

@@ -10,15 +10,12 @@ from torch import Tensor
 
 from cure_plugin.datasets import load_data
 from cure_plugin.errors import SpecError
-from cure_plugin.sets import geometry
-from cure_plugin.sets.geometry import (
-    interval_hull,
-    linear_planes,
-    parameter_names,
-    parse_transformation,
-    sinusoid_range,
-    transform,
-)
+from cure_plugin.sets.geometric import planes
+from cure_plugin.sets.geometric.hull import interval_hull
+from cure_plugin.sets.geometric.parameters import parameter_names, parse_transformation
+from cure_plugin.sets.geometric.planes import linear_planes
+from cure_plugin.sets.geometric.sources import sinusoid_range
+from cure_plugin.sets.geometric.transforms import transform
 
 TOLERANCE = 1e-5
 DEFAULT_PIECES = 4
@@ -348,7 +345,7 @@ def test_planes_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> N
     image = noise()
     names, lower, upper = boxes("R(9) C(20)", 3)
     together = linear_planes(image, names, lower, upper, 3)
-    monkeypatch.setattr(geometry, "_CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(planes, "_CHUNK_ELEMENTS", 1)
     for whole, parts in zip(together, linear_planes(image, names, lower, upper, 3), strict=True):
         torch.testing.assert_close(whole, parts)
 

@@ -340,9 +340,7 @@ def test_losses_and_attacks(name: str) -> None:
 def test_sets_as_text_and_a_path_as_text(tmp_path: Path) -> None:
     usual = certify_dataset(CERTIFIER, DATA, [set_spec("linf=0.02")])
     path = str(tmp_path / "results.jsonl")
-    assert [one["union"] for one in certify_dataset(CERTIFIER, DATA, ["linf=0.02"], path)] == [
-        one["union"] for one in usual
-    ]
+    assert [one.union for one in certify_dataset(CERTIFIER, DATA, ["linf=0.02"], path)] == [one.union for one in usual]
     assert compare_files(path, path)[0].images == 2
 
 

@@ -212,9 +212,9 @@ def test_batches_follow_memory_and_change_no_verdict() -> None:
     sets = [set_spec("l2=0.1"), set_spec("linf=0.02")]
     results = [certify_dataset(certifier, data, sets) for certifier in (whole, tight)]
     for one, other in zip(*results, strict=True):
-        for name in one["sets"]:
-            assert one["sets"][name]["status"] == other["sets"][name]["status"]
-            assert one["sets"][name]["margin"] == pytest.approx(other["sets"][name]["margin"], abs=1e-4)
+        for name in one.sets:
+            assert one.sets[name].status == other.sets[name].status
+            assert one.sets[name].margin == pytest.approx(other.sets[name].margin, abs=1e-4)
     for memory in (0, float("inf"), float("nan")):
         with pytest.raises(SpecError, match=r"memory must be a finite number of GiB above 0, got"):
             Certifier(net, SHAPE, memory=memory)

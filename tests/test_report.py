@@ -5,23 +5,31 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scipy.stats import binomtest
 
-from cure_plugin.certification import summarize
-from cure_plugin.certification.compare import compare_files, compare_records, mcnemar_p_value, read_results
+from cure_plugin.certification import Record, Verdict, summarize
+from cure_plugin.certification.compare import compare_files, compare_records, mcnemar_p_value
+from cure_plugin.certification.record import read_results
+from cure_plugin.certification.verdict import Status
 from cure_plugin.cli import main
 from cure_plugin.errors import DataError, MissingDependencyError, SpecError
+from cure_plugin.json_files import plain
 from cure_plugin.report import image_table, summary_markdown, text_table, write_report
 from cure_plugin.report.plots import load_pyplot, margin_plot
 from cure_plugin.report.table import Table
 
-Record = dict[str, Any]
-STAGES = {"proved": ("IBP", 1.5), "falsified": ("pgd", -0.25), "undecided": ("CROWN", None)}
+STAGES: dict[Status, tuple[str, float]] = {
+    "proved": ("IBP", 1.5),
+    "falsified": ("pgd", -0.25),
+    "undecided": ("CROWN", -math.inf),
+}
 
 
 def records(**statuses: str) -> list[Record]:
@@ -30,23 +38,17 @@ def records(**statuses: str) -> list[Record]:
     made = []
     for index, letters in enumerate(zip(*statuses.values(), strict=True)):
         sets = {
-            name: {
-                "status": words[letter],
-                "margin": STAGES[words[letter]][1],
-                "stage": STAGES[words[letter]][0],
-                "seconds": 0.5,
-                "pieces": 0,
-            }
+            name: Verdict(words[letter], STAGES[words[letter]][1], STAGES[words[letter]][0], 0.5)
             for name, letter in zip(statuses, letters, strict=True)
         }
         union = words["f" if "f" in letters else "u" if "u" in letters else "p"]
         groups = {"universal": union} if len(statuses) > 1 else {}
-        made.append({"index": index, "label": 3, "prediction": 3, "sets": sets, "union": union, "groups": groups})
+        made.append(Record(index, 3, 3, sets, union, groups))
     return made
 
 
-def write(path: Path, made: list[Record], settings: Record | None = None) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in made))
+def write(path: Path, made: list[Record], settings: dict[str, Any] | None = None) -> Path:
+    path.write_text("".join(json.dumps(plain(record)) + "\n" for record in made))
     if settings is not None:
         path.with_name(f"{path.name}.settings.json").write_text(json.dumps(settings))
     return path
@@ -84,11 +86,11 @@ def test_other_images_or_sets_are_refused() -> None:
     with pytest.raises(SpecError, match="A holds 0 images"):
         compare_records([], [])
     with pytest.raises(SpecError, match="image 2 has label 3 in A, 7 in B"):
-        compare_records(A, [*B[:2], {**B[2], "label": 7}, B[3]])
+        compare_records(A, [*B[:2], replace(B[2], label=7), B[3]])
     with pytest.raises(SpecError, match=r"A has the sets \['linf', 'l2'\], B \['linf', 'l1'\]"):
         compare_records(A, records(linf="pppp", l1="pppp"))
     with pytest.raises(SpecError, match="A has the groups"):
-        compare_records(A, [{**record, "groups": {}} for record in B])
+        compare_records(A, [replace(record, groups={}) for record in B])
 
 
 def test_the_order_of_sets_does_not_matter() -> None:
@@ -96,7 +98,7 @@ def test_the_order_of_sets_does_not_matter() -> None:
 
 
 def test_settings_beside_the_files_must_agree(tmp_path: Path) -> None:
-    settings = {"images": "abc", "sets": ["linf=0.1", "l2=0.5"]}
+    settings = {"net": "def", "images": "abc", "sets": ["linf=0.1", "l2=0.5"]}
     a, b = write(tmp_path / "a.jsonl", A, settings), write(tmp_path / "b.jsonl", B)
     assert compare_files(a, b) == compare_records(A, B)
     write(b, B, {**settings, "sets": settings["sets"][::-1]})
@@ -112,19 +114,23 @@ def test_settings_beside_the_files_must_agree(tmp_path: Path) -> None:
         compare_files(a, b)
 
 
+FIRST, SECOND = plain(A[0]), plain(A[1])
+
 BROKEN = [
     '{"index": 1, "label"',
     "17",
     "null",
     "{}",
-    json.dumps(A[0]),
-    json.dumps({**A[1], "sets": {"linf": {}}}),
-    json.dumps({**A[1], "sets": {}}),
-    json.dumps({**A[1], "sets": []}),
-    json.dumps({**A[1], "union": "maybe"}),
-    json.dumps({**A[1], "union": ["proved"]}),
-    json.dumps({**A[1], "label": None}),
-    json.dumps({**A[1], "groups": {"patch": "proved"}}),
+    json.dumps(FIRST),
+    json.dumps({**SECOND, "sets": {"linf": {}}}),
+    json.dumps({**SECOND, "sets": {}}),
+    json.dumps({**SECOND, "sets": []}),
+    json.dumps({**SECOND, "union": "maybe"}),
+    json.dumps({**SECOND, "union": ["proved"]}),
+    json.dumps({**SECOND, "label": None}),
+    json.dumps({**SECOND, "groups": {"patch": "proved"}}),
+    json.dumps({**SECOND, "prediction": "3"}),
+    json.dumps({**SECOND, "version": 2}),
     "",
 ]
 
@@ -132,7 +138,7 @@ BROKEN = [
 @pytest.mark.parametrize("line", BROKEN, ids=range(len(BROKEN)))
 def test_a_corrupt_line_is_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    path.write_text(f"{json.dumps(A[0])}\n{line}\n{json.dumps(A[2])}\n")
+    path.write_text(f"{json.dumps(FIRST)}\n{line}\n{json.dumps(plain(A[2]))}\n")
     with pytest.raises(DataError, match=r"r\.jsonl, line 2, is no record .*; run cure certify again") as caught:
         read_results(path)
     assert "\n" not in str(caught.value)
@@ -188,7 +194,7 @@ def test_stages_count_every_image_once() -> None:
     for name, by_status in summary.stages.items():
         assert sum(sum(counts.values()) for counts in by_status.values()) == summary.images == 4
         assert sum(by_status["proved"].values()) == summary.certified[name] * 4
-    mixed = [*A, {**A[0], "sets": {**A[0]["sets"], "l2": {**A[0]["sets"]["l2"], "stage": "CROWN"}}}]
+    mixed = [*A, replace(A[0], sets={**A[0].sets, "l2": replace(A[0].sets["l2"], stage="CROWN")})]
     page = summary_markdown("t", {"net": summarize(mixed)}, "")
     assert "| net | l2 | 3: IBP 2, CROWN 1 | 1: pgd 1 | 1: CROWN 1 | 2.5 |" in page
 
@@ -231,11 +237,14 @@ def test_the_page_shows_what_it_is_given(tmp_path: Path) -> None:
     assert page.count('<img class="plot"') == 2 and "50 &lt; 60" in page and "IBP 1" in page
 
 
+def with_margin(record: Record, margin: float) -> Record:
+    return replace(record, sets={"linf": replace(record.sets["linf"], margin=margin)})
+
+
 @pytest.mark.parametrize("margins", [[], [0.5, 0.5], [-1e30, 0.1, 1.0]])
 def test_any_margins_can_be_drawn(margins: list[float], tmp_path: Path) -> None:
     made = records(linf="uuu")
-    for record, margin in zip(made, margins, strict=False):
-        record["sets"]["linf"]["margin"] = margin
+    made = [with_margin(record, margin) for record, margin in zip(made, [*margins, *[-math.inf] * 3], strict=False)]
     write_report(tmp_path / "r.html", "T", {"a": summarize(made)}, (), {}, {}, records={"a": made})
     assert "data:image/png" in (tmp_path / "r.html").read_text()
 
@@ -249,5 +258,4 @@ def test_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("margin", [0.0, 1e300, -1e308, 2.5])
 def test_margins_of_any_size_are_drawn(margin: float) -> None:
     (one,) = records(linf="p")
-    one["sets"]["linf"]["margin"] = margin
-    assert margin_plot([one]).startswith("data:image/png")
+    assert margin_plot([with_margin(one, margin)]).startswith("data:image/png")

@@ -168,6 +168,8 @@ def test_recipes_round_trip_and_ship() -> None:
     for name in shipped_recipes():
         load_recipe(name)
     assert load_recipe("demo_cure", {"epochs": "20", "batch_norm": "true"}).epochs == 20
+    fractions = load_recipe("demo_cure", {"learning_rate": "1/500", "mean": "[51/255]", "std": ["1/4"]})
+    assert (fractions.learning_rate, fractions.mean, fractions.std) == (0.002, (0.2,), (0.25,))
 
 
 @pytest.mark.parametrize(
@@ -194,6 +196,8 @@ def test_recipes_round_trip_and_ship() -> None:
         ({"batch_norm": True, "batch_size": 1}, "batch_size must be at least 2 with"),
         ({"batch_size": "yes"}, "a number expected"),
         ({"milestones": 5}, "a list expected"),
+        ({"sets": [3]}, "a mapping of keys to values expected, got 3"),
+        ({"learning_rate": "1/0"}, "a number like 0.1 or 8/255"),
         ({"regularizer": math.nan}, "regularizer must be"),
         ({"strategy": "joint", "weights": [math.nan, 1.0]}, "weights must be"),
         ({"strategy": "joint", "weights": [0, 0]}, "not all 0"),

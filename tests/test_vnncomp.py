@@ -594,6 +594,9 @@ def test_runs_resume(root: Path, tool: Callable[..., str], tmp_path: Path) -> No
     assert len((tmp_path / "calls").read_text().splitlines()) == 7
     with pytest.raises(DataError, match="another verifier or list"):
         verify(root / "instances.csv", find_verifier(tool("timeout")), out)
+    (out / "runs.jsonl").write_text("\n".join([lines[0], lines[1][:20], *lines[2:]]) + "\n")
+    with pytest.raises(DataError, match=r"runs.jsonl, line 2, is no record .*; delete it and runs.settings.json"):
+        verify(root / "instances.csv", verifier, out)
 
 
 def test_what_cannot_be_replayed_is_no_contradiction(tmp_path: Path, tool: Callable[..., str], capsys: Any) -> None:

@@ -4,8 +4,9 @@ from cure_plugin.certification.attack import Attack
 from cure_plugin.certification.bound_methods import AlphaCrown, Coupled, Crown, CrownIbpBound, IbpBound
 from cure_plugin.certification.cascade import CASCADE
 from cure_plugin.certification.certifier import Certifier
+from cure_plugin.certification.dataset import certify_dataset
 from cure_plugin.certification.method import METHODS, BoundMethod, Found, Method, Piece, PieceBounds, Work
-from cure_plugin.certification.report import certify_dataset
+from cure_plugin.certification.record import Record
 from cure_plugin.certification.splitting import Splitting
 from cure_plugin.certification.summary import Summary, summarize, wilson_interval
 from cure_plugin.certification.verdict import Verdict
@@ -25,6 +26,7 @@ __all__ = [
     "Method",
     "Piece",
     "PieceBounds",
+    "Record",
     "Splitting",
     "Summary",
     "Verdict",

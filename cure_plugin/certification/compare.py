@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cure_plugin.errors import DataError, SpecError
-
-_STATUSES = {"proved", "falsified", "undecided"}
+from cure_plugin.certification.record import Record, read_origin, read_results
+from cure_plugin.errors import SpecError
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ def mcnemar_p_value(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * tail / 2**total)
 
 
-def compare_records(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> list[Comparison]:
+def compare_records(first: Sequence[Record], second: Sequence[Record]) -> list[Comparison]:
     """Compare two lists of certification records, image by image: per set, for the union and per kind of sets.
 
     Args:
@@ -58,27 +55,24 @@ def compare_records(first: Sequence[dict[str, Any]], second: Sequence[dict[str, 
     if len(first) != len(second) or not first:
         raise SpecError(f"A holds {len(first)} images, B {len(second)}; certify both nets on the same images")
     for a, b in zip(first, second, strict=True):
-        if a["label"] != b["label"]:
+        if a.label != b.label:
             raise SpecError(
-                f"image {a['index']} has label {a['label']} in A, {b['label']} in B; certify both on the same images"
+                f"image {a.index} has label {a.label} in A, {b.label} in B; certify both on the same images"
             )
-    for part in ("sets", "groups"):
-        if set(first[0][part]) != set(second[0][part]):
-            raise SpecError(
-                f"A has the {part} {list(first[0][part])}, B {list(second[0][part])}; "
-                "certify both nets for the same sets"
-            )
-    sets, groups = list(first[0]["sets"]), list(first[0]["groups"])
+    sets, groups = list(first[0].sets), list(first[0].groups)
+    for part, ours, others in (("sets", sets, second[0].sets), ("groups", groups, second[0].groups)):
+        if set(ours) != set(others):
+            raise SpecError(f"A has the {part} {ours}, B {list(others)}; certify both nets for the same sets")
     pairs = zip(_proved(first, sets, groups), _proved(second, sets, groups), strict=True)
     return [_comparison(name, a, b) for name, (a, b) in zip([*sets, "union", *groups], pairs, strict=True)]
 
 
-def _proved(records: Sequence[dict[str, Any]], sets: list[str], groups: list[str]) -> list[list[bool]]:
+def _proved(records: Sequence[Record], sets: list[str], groups: list[str]) -> list[list[bool]]:
     """Which images are proved: for each set, the union, and each kind of sets."""
     statuses = [
-        *([record["sets"][name]["status"] for record in records] for name in sets),
-        [record["union"] for record in records],
-        *([record["groups"][name] for record in records] for name in groups),
+        *([record.sets[name].status for record in records] for name in sets),
+        [record.union for record in records],
+        *([record.groups[name] for record in records] for name in groups),
     ]
     return [[status == "proved" for status in column] for column in statuses]
 
@@ -95,59 +89,14 @@ def compare_files(first: str | Path, second: str | Path) -> list[Comparison]:
     Where ``<path>.settings.json`` lies beside both, pixels and sizes of sets are compared too.
 
     Raises:
-        DataError: see :func:`read_results`.
+        DataError: see :func:`~cure_plugin.certification.record.read_results`.
         SpecError: other images, labels or sets in the one than in the other.
     """
     first, second = Path(first), Path(second)
     comparisons = compare_records(read_results(first), read_results(second))
-    a, b = _settings(first), _settings(second)
-    if a and b and a["images"] != b["images"]:
+    a, b = read_origin(first), read_origin(second)
+    if a and b and a.images != b.images:
         raise SpecError(f"{first} and {second} are of different pixels; certify both nets on the same images")
-    if a and b and sorted(a["sets"]) != sorted(b["sets"]):
-        raise SpecError(f"{first} is for {a['sets']}, {second} for {b['sets']}; certify both nets for the same sets")
+    if a and b and sorted(a.sets) != sorted(b.sets):
+        raise SpecError(f"{first} is for {a.sets}, {second} for {b.sets}; certify both nets for the same sets")
     return comparisons
-
-
-def read_results(path: str | Path) -> list[dict[str, Any]]:
-    """The records in a results file of ``cure certify``, without the times, which are kept beside it.
-
-    Raises:
-        DataError: unreadable, empty, or a line that is no record or has other sets than the first.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read results {path}: {error}; give a results.jsonl of cure certify") from error
-    records: list[dict[str, Any]] = []
-    for index, line in enumerate(lines):
-        try:
-            records.append(_record(line, index))
-            if any(set(records[-1][part]) != set(records[0][part]) for part in ("sets", "groups")):
-                raise ValueError("other sets than on line 1")
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}, line {index + 1}, is no record ({error}); run cure certify again") from error
-    if not records:
-        raise DataError(f"{path} holds no results; run cure certify again")
-    return records
-
-
-def _record(line: str, index: int) -> dict[str, Any]:
-    """The record on a line, if it has what a comparison needs; raises plain errors."""
-    record: dict[str, Any] = json.loads(line)
-    if record["index"] != index or not isinstance(record["label"], int):
-        raise ValueError(f"image {record['index']} of label {record['label']} where image {index} belongs")
-    sets = [verdict["status"] for verdict in record["sets"].values()]
-    if not {*sets, record["union"], *record["groups"].values()} <= _STATUSES:
-        raise ValueError("unknown status")
-    return record
-
-
-def _settings(path: Path) -> dict[str, Any] | None:
-    beside = path.with_name(f"{path.name}.settings.json")
-    if not beside.exists():
-        return None
-    try:
-        settings = json.loads(beside.read_text())
-        return {"images": settings["images"], "sets": list(settings["sets"])}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DataError(f"cannot read {beside}: {error}; delete it to compare without it") from error

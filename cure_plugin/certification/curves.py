@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cure_plugin.certification.certifier import Certifier
-from cure_plugin.certification.report import check_data, read_specs, set_names
+from cure_plugin.certification.dataset import check_data, read_specs, set_names
 from cure_plugin.checks import check_number
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import SpecError

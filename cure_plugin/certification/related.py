@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cure_plugin.certification.certifier import Certifier
-from cure_plugin.certification.verdict import Verdict
+from cure_plugin.certification.verdict import Status, Verdict
 from cure_plugin.sets import PerturbationSet
 
 
@@ -54,9 +54,9 @@ def decide_sets(
     return {name: decided[name] for name in sets}
 
 
-def _settled(decided: dict[str, list[Verdict]], names: list[str], index: int, status: str) -> Verdict | None:
+def _settled(decided: dict[str, list[Verdict]], names: list[str], index: int, status: Status) -> Verdict | None:
     """The verdict ``status`` on image ``index`` by the first of the sets ``names`` that has it."""
     for name in names:
         if name in decided and decided[name][index].status == status:
-            return Verdict(status, decided[name][index].margin, f"by {name}", 0.0)
+            return Verdict(status, decided[name][index].margin, f"by {name}")
     return None

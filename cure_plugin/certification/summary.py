@@ -6,7 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from cure_plugin.certification.record import Record
+from cure_plugin.certification.verdict import Verdict
 
 
 def wilson_interval(successes: int, total: int, z: float = 1.959964) -> tuple[float, float]:
@@ -54,20 +56,20 @@ class Summary:
     seconds: dict[str, float]
 
 
-def summarize(records: Sequence[dict[str, Any]]) -> Summary:
+def summarize(records: Sequence[Record]) -> Summary:
     """The shares that a list of certification records amounts to."""
     total = len(records)
-    names = list(records[0]["sets"]) if records else []
-    counts: dict[str, int] = {"clean": sum(record["prediction"] == record["label"] for record in records)}
+    names = list(records[0].sets) if records else []
+    counts: dict[str, int] = {"clean": sum(record.prediction == record.label for record in records)}
     for name in names:
-        statuses = [record["sets"][name]["status"] for record in records]
+        statuses = [record.sets[name].status for record in records]
         counts[f"certified.{name}"] = statuses.count("proved")
         counts[f"pgd.{name}"] = total - statuses.count("falsified")
-    unions = [record["union"] for record in records]
+    unions = [record.union for record in records]
     counts["union"], counts["union_pgd"] = unions.count("proved"), total - unions.count("falsified")
-    groups = list(records[0]["groups"]) if records else []
+    groups = list(records[0].groups) if records else []
     for group in groups:
-        statuses = [record["groups"][group] for record in records]
+        statuses = [record.groups[group] for record in records]
         counts[f"groups.{group}"] = statuses.count("proved")
         counts[f"groups_pgd.{group}"] = total - statuses.count("falsified")
     share = {key: count / total if total else 0.0 for key, count in counts.items()}
@@ -81,13 +83,13 @@ def summarize(records: Sequence[dict[str, Any]]) -> Summary:
         groups={group: share[f"groups.{group}"] for group in groups},
         groups_pgd={group: share[f"groups_pgd.{group}"] for group in groups},
         intervals={key: wilson_interval(count, total) for key, count in counts.items()},
-        stages={name: _stages([record["sets"][name] for record in records]) for name in names},
-        seconds={name: round(sum(r["sets"][name]["seconds"] for r in records), 2) for name in names},
+        stages={name: _stages([record.sets[name] for record in records]) for name in names},
+        seconds={name: round(sum(r.sets[name].seconds for r in records), 2) for name in names},
     )
 
 
-def _stages(verdicts: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
+def _stages(verdicts: Sequence[Verdict]) -> dict[str, dict[str, int]]:
     return {
-        status: dict(Counter(one["stage"] for one in verdicts if one["status"] == status).most_common())
+        status: dict(Counter(one.stage for one in verdicts if one.status == status).most_common())
         for status in ("proved", "falsified", "undecided")
     }

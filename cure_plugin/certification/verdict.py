@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cure_plugin.certification.method import Found, Method
+
+Status = Literal["proved", "falsified", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -18,17 +21,17 @@ class Verdict:
         status: ``proved``, ``falsified`` (the clean image, or a point found in the set, is misclassified) or
             ``undecided``.
         margin: best lower bound of the smallest margin z_y - z_j over the set; for ``falsified`` the margin
-            at the counterexample (<= 0).
+            at the counterexample (<= 0); -inf where none was found.
         stage: what decided, or the last method tried: ``clean``, ``pgd``, a bound method, or ``by <set>`` where a
             larger set's proof or a smaller set's counterexample settled it.
-        seconds: this image's share of the time spent.
+        seconds: this image's share of the time spent; 0 where it was not kept.
         pieces: how many pieces splitting bounded.
     """
 
-    status: str
+    status: Status
     margin: float
     stage: str
-    seconds: float
+    seconds: float = 0.0
     pieces: int = 0
 
 
@@ -41,7 +44,8 @@ class Progress:
 
     def __init__(self, x: Tensor) -> None:
         count = x.shape[0]
-        self._status, self._stage = ["undecided"] * count, ["none"] * count
+        self._status: list[Status] = ["undecided"] * count
+        self._stage = ["none"] * count
         self._margin, self._seconds, self._pieces = [float("-inf")] * count, [0.0] * count, [0] * count
         self.points = x.clone()
 

@@ -9,7 +9,7 @@ from cure_plugin.cli.options import read_set_options
 from cure_plugin.datasets import load_data
 from cure_plugin.errors import SpecError
 from cure_plugin.export.files import export_instances
-from cure_plugin.export.replay import parity
+from cure_plugin.export.parity import parity
 
 
 def export(options: argparse.Namespace) -> None:

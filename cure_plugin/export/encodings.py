@@ -19,7 +19,8 @@ from cure_plugin.sets import (
     PerturbationSet,
     PerturbationUnion,
 )
-from cure_plugin.sets.geometry import interval_hull, linear_planes
+from cure_plugin.sets.geometric.hull import interval_hull
+from cure_plugin.sets.geometric.planes import linear_planes
 from cure_plugin.vnncomp.property import Box, Property
 from cure_plugin.vnncomp.questions import (
     Question,

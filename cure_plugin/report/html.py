@@ -6,10 +6,10 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from cure_plugin.certification.record import Record
 from cure_plugin.certification.summary import Summary
 from cure_plugin.files import write_text
 from cure_plugin.report.plots import curve_plot, margin_plot, picture
@@ -53,7 +53,7 @@ def write_report(
     curves: Mapping[str, Mapping[str, Sequence[float]]],
     examples: Mapping[str, Sequence[Example]],
     notes: Sequence[str] = (),
-    records: Mapping[str, Sequence[dict[str, Any]]] | None = None,
+    records: Mapping[str, Sequence[Record]] | None = None,
     settings: str = "",
 ) -> None:
     """Write the page.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from cure_plugin.certification.record import Record
 from cure_plugin.errors import MissingDependencyError
 
 _PANELS_PER_ROW = 4
@@ -60,17 +62,17 @@ def curve_plot(factors: Sequence[float], curves: Mapping[str, Mapping[str, Seque
     return _drawn(figure)
 
 
-def margin_plot(records: Sequence[dict[str, Any]]) -> str:
+def margin_plot(records: Sequence[Record]) -> str:
     """One panel per set: how the margins of certification records spread, coloured by status.
 
     The outermost bars also hold the 1 % beyond each end.
     """
-    figure, axes = _panels(list(records[0]["sets"]))
+    figure, axes = _panels(list(records[0].sets))
     for name, axis in axes.items():
         margins: dict[str, list[float]] = {status: [] for status in _COLOURS}
-        for verdict in (record["sets"][name] for record in records):
-            if verdict["margin"] is not None:
-                margins[verdict["status"]].append(verdict["margin"])
+        for verdict in (record.sets[name] for record in records):
+            if math.isfinite(verdict.margin):
+                margins[verdict.status].append(verdict.margin)
         together = np.concatenate([np.array(values) for values in margins.values()])
         together = together.clip(-_LARGEST, _LARGEST)
         low, high = np.percentile(together, [1, 99]) if together.size else (0.0, 1.0)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from cure_plugin.certification.compare import Comparison
+from cure_plugin.certification.record import Record
 from cure_plugin.certification.summary import Summary
 from cure_plugin.report.table import Table
 
@@ -47,16 +48,23 @@ def stage_table(summaries: Mapping[str, Summary]) -> Table:
     return Table(["method", "set", "proved", "falsified", "undecided", "seconds"], rows)
 
 
-def image_table(records: Sequence[dict[str, Any]]) -> Table:
+def image_table(records: Sequence[Record]) -> Table:
     """One row per image and set of certification records; an empty margin where none was found."""
-    fields = ("status", "margin", "stage", "pieces", "seconds")
     rows = [
-        [str(record["index"]), str(record["label"]), str(record["prediction"]), name]
-        + ["" if verdict[field] is None else str(verdict[field]) for field in fields]
+        [
+            *map(str, (record.index, record.label, record.prediction)),
+            name,
+            one.status,
+            str(one.margin) if math.isfinite(one.margin) else "",
+            one.stage,
+            str(one.pieces),
+            str(one.seconds),
+        ]
         for record in records
-        for name, verdict in record["sets"].items()
+        for name, one in record.sets.items()
     ]
-    return Table(["index", "label", "prediction", "set", *fields], rows)
+    header = ["index", "label", "prediction", "set", "status", "margin", "stage", "pieces", "seconds"]
+    return Table(header, rows)
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:

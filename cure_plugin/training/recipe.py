@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+import cattrs
 import yaml
 
 from cure_plugin.checks import check_count, check_number, check_type
@@ -18,10 +19,12 @@ from cure_plugin.datasets import DATASETS
 from cure_plugin.errors import SpecError
 from cure_plugin.nets import NETS, check_normalisation
 from cure_plugin.registry import unknown
-from cure_plugin.sets import set_spec
+from cure_plugin.sets import parse_number, set_spec
 from cure_plugin.training.loss import LOSSES, Loss, Sabr
 from cure_plugin.training.objective import CureObjective, TrainingSet
 from cure_plugin.training.strategies import STRATEGIES, Strategy
+
+_Kind = TypeVar("_Kind")
 
 _SEEDS = 2**40
 """So many: epochs are numbered on top of them in 64 bits."""
@@ -180,77 +183,107 @@ class Recipe:
 
 
 def recipe_from_mapping(values: Mapping[str, Any]) -> Recipe:
-    """A recipe from parsed YAML.
+    """A recipe from parsed YAML; text means what YAML reads in it, and fractions are numbers too.
 
     Raises:
         SpecError: an unknown key (the nearest known one is named), a missing or wrongly typed value.
     """
+    return _read("recipe key", Recipe, values)
+
+
+def _read(what: str, kind: type[_Kind], values: Mapping[str, Any]) -> _Kind:
+    """``values`` as the dataclass ``kind`` declares them; ``what`` is what its keys are called."""
+    if not isinstance(values, Mapping):
+        raise SpecError(f"a mapping of keys to values expected, got {values!r}")
     try:
-        return Recipe(**_converted("recipe key", Recipe, values))
-    except TypeError as error:
-        raise SpecError(f"incomplete recipe: {error}") from error
+        return _CONVERTER.structure(values, kind)
+    except cattrs.ClassValidationError as error:
+        of_keys, others = error.group_exceptions()
+        for other in others:
+            if not isinstance(other, cattrs.ForbiddenExtraKeysError):
+                raise other from None  # a value out of range
+            key = next(key for key in values if key in other.extra_fields)
+            known = [field.name for field in fields(other.cl)]
+            raise unknown(what, key, known) from error
+        (reason, note), *_ = of_keys
+        if note.name not in values:
+            raise SpecError(f"{what} {note.name!r} is missing") from error
+        said = " ".join(str(reason).split())
+        raise SpecError(f"{what} {note.name!r} has the unusable value {values[note.name]!r}: {said}") from error
 
 
-def _converted(what: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` as the dataclass ``kind`` declares them."""
-    known = {field.name: field for field in fields(kind)}
-    for key in values:
-        if key not in known:
-            raise unknown(what, key, known)
-    return {key: _convert(key, str(known[key].type), value) for key, value in values.items()}
+def _number(value: Any, _: Any) -> float:
+    value = _meant(value)
+    if isinstance(value, bool) or not isinstance(value, str | Real):
+        raise ValueError("a number expected")
+    return parse_number(value, "it") if isinstance(value, str) and "/" in value else float(value)
+
+
+def _whole_number(value: Any, kind: Any) -> int:
+    number = _number(value, kind)
+    if not number.is_integer():
+        raise ValueError("a whole number expected")
+    return int(number)
+
+
+def _flag(value: Any, _: Any) -> bool:
+    value = _meant(value)
+    if not isinstance(value, bool):
+        raise ValueError("true or false expected")
+    return value
+
+
+def _list(value: Any, kind: Any) -> tuple[Any, ...]:
+    value, entry = _meant(value), get_args(kind)[0]
+    if not isinstance(value, list | tuple):
+        sets = "a list of sets expected, such as [{set: linf=0.1, ratio: 0.4}]"
+        raise ValueError(sets if entry is SetRecipe else "a list expected, such as [5, 6]")
+    if entry is SetRecipe:
+        return tuple(_set_recipe(one) for one in value)
+    return tuple(_CONVERTER.structure(one, entry) for one in value)
 
 
 def _set_recipe(entry: Any) -> SetRecipe:
     """A set of a recipe: what it is, its loss by name, the loss's options beside it."""
-    if not isinstance(entry, Mapping) or "set" not in entry:
-        raise ValueError(f"each set is a mapping with a key 'set', got {entry!r}")
+    if not isinstance(entry, Mapping):
+        raise SpecError(f"a mapping of keys to values expected, got {entry!r}")
+    if "set" not in entry:
+        raise SpecError(f"key of a set 'set' is missing in {entry!r}")
     name = entry.get("loss", "sabr")
-    types = LOSSES.options(name)
-    own = ("set", "loss", "attack_step")
-    told = {key: value for key, value in entry.items() if key not in own and (key, value) not in _MEANINGLESS}
+    own, options = {"set": str, "attack_step": float | None}, get_type_hints(LOSSES.named(name))
+    told = {key: value for key, value in entry.items() if key != "loss" and (key, value) not in _MEANINGLESS}
+    kinds = {**dict.fromkeys(dict(_MEANINGLESS), float), **{key: options[key] for key in LOSSES.options(name)}, **own}
     for key in told:
-        if key not in types and key not in dict(_MEANINGLESS):
-            raise unknown("key of a set", key, [*own, *types])
-    options = {key: _convert(key, types.get(key, "float"), value) for key, value in told.items()}
-    values = {key: value for key, value in entry.items() if key in ("set", "attack_step")}
-    return SetRecipe(loss=LOSSES.make(name, options), **_converted("key of a set", SetRecipe, values))
+        if key not in kinds:
+            raise unknown("key of a set", key, ["set", "loss", "attack_step", *LOSSES.options(name)])
+    values = {key: _structured(key, value, kinds[key]) for key, value in told.items()}
+    kept = {key: values.pop(key) for key in own if key in values}
+    return SetRecipe(loss=LOSSES.make(name, values), **kept)
 
 
 _MEANINGLESS = (("ratio", 1.0), ("mix", None))
 """What recipes of version 0.1 say of every loss, and what is the default where it means anything."""
 
 
-def _convert(key: str, kind: str, value: Any) -> Any:
-    """``value`` as the field's type, so that ``key=value`` text and YAML mean the same."""
+def _structured(key: str, value: Any, kind: Any) -> Any:
     try:
-        if isinstance(value, str) and kind != "str":
-            value = yaml.safe_load(value)
-        if key == "sets":
-            if not isinstance(value, list | tuple):
-                raise TypeError("a list of sets expected, such as [{set: linf=0.1, ratio: 0.4}]")
-            return tuple(_set_recipe(entry) for entry in value)
-        if kind == "bool":
-            if not isinstance(value, bool):
-                raise TypeError("true or false expected")
-            return value
-        if isinstance(value, bool):
-            raise TypeError("a number expected")
-        if kind == "int":
-            if not math.isfinite(float(value)) or int(value) != float(value):
-                raise ValueError("a whole number expected")
-            return int(value)
-        if kind == "float | None" and value is None:
-            return None
-        if kind.startswith("float"):
-            return float(value)
-        if kind.startswith("tuple"):
-            if not isinstance(value, list | tuple):
-                raise TypeError("a list expected, such as [5, 6]")
-            return tuple(_convert(key, "int" if "int" in kind else "float", entry) for entry in value)
-        return "" if value is None else str(value)
-    except (TypeError, ValueError, OverflowError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise SpecError(f"recipe key {key!r} has the unusable value {value!r}: {reason}") from error
+        return _CONVERTER.structure(value, kind)
+    except (ValueError, TypeError, OverflowError) as error:
+        said = " ".join(str(error).split())
+        raise SpecError(f"key of a set {key!r} has the unusable value {value!r}: {said}") from error
+
+
+def _meant(value: Any) -> Any:
+    """``value``, where it is text what YAML reads in it: so ``key=value`` and a file mean the same."""
+    return yaml.safe_load(value) if isinstance(value, str) else value
+
+
+_CONVERTER = cattrs.Converter(forbid_extra_keys=True)
+_CONVERTER.register_structure_hook(float, _number)
+_CONVERTER.register_structure_hook(int, _whole_number)
+_CONVERTER.register_structure_hook(bool, _flag)
+_CONVERTER.register_structure_hook(str, lambda value, _: "" if value is None else str(value))
+_CONVERTER.register_structure_hook_func(lambda kind: get_origin(kind) is tuple, _list)
 
 
 @functools.cache

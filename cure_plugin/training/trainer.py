@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from cure_plugin.checkpoint import load_checkpoint, load_start, net_of, save_che
 from cure_plugin.checks import check_type
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import CheckpointError, OutputError, SpecError
-from cure_plugin.files import make_folder, write_text
+from cure_plugin.files import make_folder
+from cure_plugin.json_files import write_lines
 from cure_plugin.nets import NetSpec, build_net
 from cure_plugin.progress import progress_bar
 from cure_plugin.training.augment import augmented
@@ -204,7 +204,7 @@ class Trainer:
         if self.path is None:
             return
         # before the checkpoint: a run killed between the two does the epoch again, and writes the same
-        write_text(self.path.with_name("training.jsonl"), "".join(json.dumps(entry) + "\n" for entry in self.history))
+        write_lines(self.path.with_name("training.jsonl"), self.history)
         save_checkpoint(
             self.path,
             self.spec,
@@ -262,5 +262,5 @@ def _same(stored: Any, recipe: Recipe) -> bool:
     """Whether a checkpoint's recipe is this one; keys that it does not know yet have their defaults."""
     try:
         return recipe_from_mapping(stored) == recipe
-    except (SpecError, AttributeError, TypeError):
+    except SpecError:
         return False

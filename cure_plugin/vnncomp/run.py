@@ -11,7 +11,6 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,12 @@ from google.protobuf.message import DecodeError
 
 from cure_plugin.errors import CheckpointError, DataError, OutputError, SpecError
 from cure_plugin.files import write_text
+from cure_plugin.json_files import append_lines, read_lines, resumable, start_lines
 from cure_plugin.progress import progress_bar
 from cure_plugin.vnncomp.instances import Instance, base_name, csv_text, read_instances
 from cure_plugin.vnncomp.query import read_query
 from cure_plugin.vnncomp.replay import Answer, Network, answer_text, fault_of, read_answer
-from cure_plugin.vnncomp.verifiers import Outcome, Verifier, ask
+from cure_plugin.vnncomp.verifiers import Attempt, Verifier, ask
 from cure_plugin.vnncomp.vnnlib import VERSIONS
 
 OURS = {"robust": "unsat", "violated": "sat"}
@@ -88,7 +88,7 @@ def verify(
         "instances": [asdict(one) for one in instances],
         "files": {name: _digest(path, name) for one in instances for name in (one.onnx, one.vnnlib)},
     }
-    done = _resume(folder, json.loads(json.dumps(settings)))
+    done = _resume(folder, settings)
     left = [one for one in instances if one.name not in done]
     lock, stop = threading.Lock(), threading.Event()
     with progress_bar(len(instances), "instance", verifier.name, progress, len(done)) as bar:
@@ -99,7 +99,7 @@ def verify(
                 return
             with lock:
                 done[one.name] = run
-                _append(folder / "runs.jsonl", json.dumps(asdict(run)) + "\n")
+                append_lines(folder / "runs.jsonl", [run])
                 bar.set_postfix(Counter(r.result for r in done.values()), refresh=False)
                 bar.update()
 
@@ -138,10 +138,10 @@ def check(path: Path, counterexamples: Path) -> list[Run]:
         file = next((name for name in files if name.is_file()), None)
         found += file is not None
         try:
-            outcome = Outcome(Answer("unknown") if file is None else read_answer(file), 0.0, 0.0)
+            attempt = Attempt(Answer("unknown") if file is None else read_answer(file), 0.0, 0.0)
         except DataError as error:
-            outcome = Outcome(Answer("error"), 0.0, 0.0, str(error))
-        runs.append(replace(_run(root, one, outcome), ours=ours.get(one.name, "")))
+            attempt = Attempt(Answer("error"), 0.0, 0.0, str(error))
+        runs.append(replace(_run(root, one, attempt), ours=ours.get(one.name, "")))
     if not found:
         raise DataError(f"{counterexamples} holds no results file of {path}, such as {instances[0].name}.txt")
     return runs
@@ -226,22 +226,22 @@ def _one(root: Path, one: Instance, verifier: Verifier, category: str, folder: P
         try:
             onnx, vnnlib = (_unpacked(root / name, Path(scratch)) for name in (one.onnx, one.vnnlib))
         except DataError as error:
-            outcome = Outcome(Answer("error"), 0.0, 0.0, str(error))
+            attempt = Attempt(Answer("error"), 0.0, 0.0, str(error))
         else:
-            outcome = ask(verifier, category, onnx, vnnlib, one.timeout, stop)
-    if outcome.answer.inputs is not None:
-        write_text(folder / "counterexamples" / f"{one.name}.txt", answer_text(outcome.answer))
-    return _run(root, one, outcome)
+            attempt = ask(verifier, category, onnx, vnnlib, one.timeout, stop)
+    if attempt.answer.inputs is not None:
+        write_text(folder / "counterexamples" / f"{one.name}.txt", answer_text(attempt.answer))
+    return _run(root, one, attempt)
 
 
-def _run(root: Path, one: Instance, outcome: Outcome) -> Run:
-    """The line of results that an outcome makes; a counterexample that cannot be replayed is no answer."""
-    result, fault, message = outcome.answer.result, "", outcome.message
+def _run(root: Path, one: Instance, attempt: Attempt) -> Run:
+    """The line of results that an attempt makes; a counterexample that cannot be replayed is no answer."""
+    result, fault, message = attempt.answer.result, "", attempt.message
     try:
-        fault = _fault(root, one, outcome.answer)
+        fault = _fault(root, one, attempt.answer)
     except (CheckpointError, DataError) as error:
         result, message = "error", f"it answers {result}, but its counterexample cannot be replayed: {error}"
-    times = round(outcome.prepare_seconds, 3), round(outcome.seconds, 3)
+    times = round(attempt.prepare_seconds, 3), round(attempt.seconds, 3)
     return Run(one.name, one.onnx, one.vnnlib, times[0], result, times[1], fault=fault, message=message)
 
 
@@ -287,33 +287,11 @@ def _with_weights(path: Path, content: bytes) -> bytes:
 
 
 def _resume(folder: Path, settings: dict[str, Any]) -> dict[str, Run]:
-    """Whole lines of an earlier run of the same verifier on the same files; torn ones and errors are dropped."""
+    """What an earlier run of the same verifier on the same files found; what went wrong may have been mended since."""
     log, beside = folder / "runs.jsonl", folder / "runs.settings.json"
     runs: dict[str, Run] = {}
-    if log.exists():
-        try:
-            known = json.loads(beside.read_text())
-            lines = log.read_text().splitlines()
-        except (OSError, ValueError) as error:
-            raise DataError(f"cannot read {log} and {beside}: {error}; delete both") from error
-        if known != settings:
-            raise DataError(
-                f"{log} holds results of another verifier or list, or of files that have changed; delete it or choose "
-                "another folder"
-            )
-        for line in lines:
-            with suppress(ValueError, TypeError):  # torn: the instance is run again
-                run = Run(**json.loads(line))
-                if run.result != "error":  # what went wrong may have been mended
-                    runs[run.name] = run
-    write_text(beside, json.dumps(settings, indent=1) + "\n")
-    write_text(log, "".join(json.dumps(asdict(run)) + "\n" for run in runs.values()))
+    if resumable(log, beside, settings, "another verifier or list, or of files that have changed"):
+        found = read_lines(log, Run, f"delete it and {beside.name}", torn=True)
+        runs = {run.name: run for run in found if run.result != "error"}
+    start_lines(log, runs.values(), beside, settings)
     return runs
-
-
-def _append(path: Path, line: str) -> None:
-    try:
-        with path.open("a") as file:
-            file.write(line)
-    except OSError as error:
-        raise OutputError(f"cannot append to {path}: {error}; make room, then run again to resume") from error

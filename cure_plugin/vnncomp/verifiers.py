@@ -116,7 +116,7 @@ def _from_mapping(source: str, content: Any) -> Verifier:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Attempt:
     """What came of one run: the answer, seconds, and the end of the output where something went wrong."""
 
     answer: Answer
@@ -132,7 +132,7 @@ def ask(
     vnnlib: Path,
     timeout: float,
     stop: threading.Event | None = None,
-) -> Outcome:
+) -> Attempt:
     """Run ``verifier`` on one instance.
 
     It and all that it started are stopped after the timeout and its grace, or once ``stop`` is set.
@@ -151,16 +151,16 @@ def ask(
         if verifier.prepare:
             status, prepared, output = _execute(verifier, verifier.prepare, values, 600 + verifier.grace, stop)
             if status != 0:
-                return Outcome(Answer("error"), prepared, 0.0, f"prepare ended with {status}: {output}")
+                return Attempt(Answer("error"), prepared, 0.0, f"prepare ended with {status}: {output}")
         status, seconds, output = _execute(verifier, verifier.run, values, timeout + verifier.grace, stop)
         if status is None:
-            return Outcome(Answer("timeout"), prepared, seconds)
+            return Attempt(Answer("timeout"), prepared, seconds)
         try:
             if results.exists() and not results.is_file():
                 raise DataError(f"{results} is no plain file")
-            return Outcome(read_answer(results), prepared, seconds)
+            return Attempt(read_answer(results), prepared, seconds)
         except DataError as error:
-            return Outcome(Answer("error"), prepared, seconds, f"{error}; it ended with {status}: {output}")
+            return Attempt(Answer("error"), prepared, seconds, f"{error}; it ended with {status}: {output}")
 
 
 def _execute(

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import auto_LiRPA
 import torch
 from torch import nn
 
 from cure_plugin.certification.certifier import Certifier
+from cure_plugin.certification.record import Record, append_results, start_results, whole_results
 from cure_plugin.certification.related import decide_sets
-from cure_plugin.certification.verdict import Verdict
+from cure_plugin.certification.verdict import Status
 from cure_plugin.datasets import ImageData
-from cure_plugin.errors import DataError, OutputError, SpecError
-from cure_plugin.files import write_text
+from cure_plugin.errors import SpecError
 from cure_plugin.inputs import like
 from cure_plugin.progress import progress_bar
 from cure_plugin.sets import SetSpec, set_spec
@@ -34,7 +30,7 @@ def certify_dataset(
     seed: int = 0,
     progress: bool = False,
     label: str = "certify",
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Decide every image of ``data`` for every set.
 
     Images are worked on in fixed batches, each with random starts of its own, so a resumed run gives
@@ -49,14 +45,11 @@ def certify_dataset(
         progress: show a bar on standard error, or lines where that is no terminal.
 
     Returns:
-        One record per image, in order: ``index``, ``label``, ``prediction``, ``sets`` (name ->
-        verdict fields), ``union`` (status over the lp balls, over everything where there are none),
-        ``groups`` (where the sets are of several kinds: kind -> status, and ``universal`` over all).
-        A set goes by its short name (``l2``), or as written (``l2=0.5``) where several share that.
+        One record per image, in order.
 
     Raises:
         SpecError: no set, or the same one twice, or images or labels that are none of the net's.
-        DataError: ``path`` holds results of another net, data or list of sets.
+        DataError: ``path`` holds results of another net, data or list of sets, or lines that are none.
         OutputError: ``path`` cannot be written.
     """
     sets = read_specs(sets)
@@ -73,20 +66,17 @@ def certify_dataset(
         "memory": certifier.memory,
         "seed": seed,
     }
-    records = _load(path, settings) if path is not None else []
+    records = whole_results(path, settings) if path is not None else []
     if len(records) < len(data):  # images are decided batch by batch
         records = records[: len(records) // certifier.batch_size * certifier.batch_size]
     if path is not None:
-        lines, times = _lines(records)
-        write_text(path, lines)
-        write_text(_beside(path, "seconds.jsonl"), times)
-        write_text(_beside(path, "settings.json"), json.dumps(settings, indent=1) + "\n")
+        start_results(path, records, settings)
     with progress_bar(len(data), "image", label, progress, len(records)) as bar:
         for start in range(len(records), len(data), certifier.batch_size):
             batch = _certify_batch(certifier, data, dict(zip(names, sets, strict=True)), start, seed)
             records += batch
             if path is not None:
-                _append(path, batch)
+                append_results(path, batch)
             bar.update(len(batch))
     return records
 
@@ -124,7 +114,7 @@ def set_names(sets: Sequence[SetSpec]) -> list[str]:
     return told_apart(sets, str)
 
 
-def union_status(statuses: Sequence[str]) -> str:
+def union_status(statuses: Sequence[Status]) -> Status:
     """Falsified if any set is, proved if all are, else undecided."""
     if "falsified" in statuses:
         return "falsified"
@@ -133,7 +123,7 @@ def union_status(statuses: Sequence[str]) -> str:
 
 def _certify_batch(
     certifier: Certifier, data: ImageData, sets: dict[str, SetSpec], start: int, seed: int
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     stop = min(start + certifier.batch_size, len(data))
     parameter = like(certifier.net)
     x, y = data.batch(slice(start, stop), parameter.device)
@@ -146,33 +136,28 @@ def _certify_batch(
 
     by_set = decide_sets(certifier, x, y, {name: spec.build() for name, spec in sets.items()}, generator)
     return [
-        {
-            "index": start + i,
-            "label": int(y[i]),
-            "prediction": predictions[i],
-            "sets": {name: _verdict(verdicts[i]) for name, verdicts in by_set.items()},
-            **_combined({name: verdicts[i].status for name, verdicts in by_set.items()}, sets),
-        }
+        Record(
+            start + i,
+            int(y[i]),
+            predictions[i],
+            {name: verdicts[i] for name, verdicts in by_set.items()},
+            *_combined({name: verdicts[i].status for name, verdicts in by_set.items()}, sets),
+        )
         for i in range(stop - start)
     ]
 
 
-def _verdict(verdict: Verdict) -> dict[str, Any]:
-    """The fields as JSON knows them: no margin where none was found."""
-    return {**asdict(verdict), "margin": verdict.margin if math.isfinite(verdict.margin) else None}
-
-
-def _combined(statuses: dict[str, str], sets: dict[str, SetSpec]) -> dict[str, Any]:
-    """The statuses of unions of sets: ``union`` and ``groups``."""
+def _combined(statuses: dict[str, Status], sets: dict[str, SetSpec]) -> tuple[Status, dict[str, Status]]:
+    """The statuses of unions of sets: a record's ``union`` and ``groups``."""
     groups = {
         group: union_status([statuses[name] for name, spec in sets.items() if spec.group == group])
         for group in dict.fromkeys(spec.group for spec in sets.values())
     }
     universal = union_status(list(statuses.values()))
     if len(groups) == 1:
-        return {"union": universal, "groups": {}}
+        return universal, {}
     union = groups.pop("lp", universal)
-    return {"union": union, "groups": {**groups, "universal": universal}}
+    return union, {**groups, "universal": universal}
 
 
 def fingerprint(net: nn.Module) -> str:
@@ -181,60 +166,3 @@ def fingerprint(net: nn.Module) -> str:
     for name, value in net.state_dict().items():
         digest.update(name.encode() + value.cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f"{path.name}.{suffix}")
-
-
-def _lines(records: list[dict[str, Any]]) -> tuple[str, str]:
-    """The text of the results, and of their times: what repeats from run to run is kept apart from what does not."""
-    results, times = [], []
-    for record in records:
-        sets = {name: {k: v for k, v in verdict.items() if k != "seconds"} for name, verdict in record["sets"].items()}
-        seconds = {name: verdict["seconds"] for name, verdict in record["sets"].items()}
-        results.append(json.dumps({**record, "sets": sets}) + "\n")
-        times.append(json.dumps({"index": record["index"], "seconds": seconds}) + "\n")
-    return "".join(results), "".join(times)
-
-
-def _load(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Whole records of an earlier, interrupted run; a torn last line is dropped."""
-    if not path.exists():
-        return []
-    beside = _beside(path, "settings.json")
-    try:
-        found = json.loads(beside.read_text())
-        results, times = (_whole_lines(one) for one in (path, _beside(path, "seconds.jsonl")))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} has no readable files beside it: {error}; delete it and them") from error
-    if found != settings:
-        raise DataError(f"{path} holds results of other settings, net or data; delete it or choose another output")
-    for record, time in zip(results, times, strict=False):
-        for name, verdict in record["sets"].items():
-            verdict["seconds"] = time["seconds"][name]
-    return results[: len(times)]
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The leading lines of ``path`` that are whole and numbered in order."""
-    entries = []
-    for number, line in enumerate(path.read_text().splitlines()):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if not isinstance(entry, dict) or entry.get("index") != number:
-            break
-        entries.append(entry)
-    return entries
-
-
-def _append(path: Path, records: list[dict[str, Any]]) -> None:
-    lines, times = _lines(records)
-    for target, text in ((_beside(path, "seconds.jsonl"), times), (path, lines)):
-        try:
-            with target.open("a") as file:
-                file.write(text)
-        except OSError as error:
-            raise OutputError(f"cannot append to {target}: {error}; make room, then run again to resume") from error

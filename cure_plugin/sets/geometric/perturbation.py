@@ -1,4 +1,4 @@
-"""Geometric sets: rotations, translations, scalings, shears, contrast, brightness and their compositions."""
+"""The set itself: rotations, translations, scalings, shears, contrast, brightness and their compositions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from torch import Tensor
 from cure_plugin.checks import as_numbers, check_type
 from cure_plugin.errors import SpecError
 from cure_plugin.sets.base import PerturbationSet, check_batch, check_domain, open_interval
-from cure_plugin.sets.geometry import interval_hull, linear_planes, parameter_names, parse_transformation, transform
+from cure_plugin.sets.geometric.hull import interval_hull
+from cure_plugin.sets.geometric.parameters import parameter_names, parse_transformation
+from cure_plugin.sets.geometric.planes import linear_planes
+from cure_plugin.sets.geometric.transforms import transform
 from cure_plugin.sets.rows import Rows, dot
 
 if TYPE_CHECKING:
@@ -48,7 +51,7 @@ _SEARCH_POINTS = 257
 
 
 class PerturbationGeometric(PerturbationSet):
-    """All transformed images whose parameters lie in a box (conventions: :mod:`cure_plugin.sets.geometry`).
+    """All transformed images whose parameters lie in a box (conventions: :mod:`cure_plugin.sets.geometric`).
 
     Two relaxations are intersected: the exact interpolation hull as a box of pixels, and linear planes in
     the parameters. ``concretize`` minimises the planes over the parameter box, so that CROWN sees one to
