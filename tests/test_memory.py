@@ -17,7 +17,8 @@ from cure_plugin.certification import METHODS, Certifier
 from cure_plugin.errors import MemoryWarning
 
 BEHIND = """
-import resource, sys, torch, cure_plugin
+import sys, torch, cure_plugin
+from peak_memory import peak
 from torch import nn
 from test_elementwise import FRONTS, MEAN, STD
 from cure_plugin.certification import METHODS
@@ -30,7 +31,7 @@ bounder = Bounder(net, (3, 32, 32), 1, 100.0)
 x = 0.5 + 0.1 * torch.rand(1, 3, 32, 32)
 for method in ("CROWN", "coupled"):
     bounder.bound(x, torch.tensor([0]), set_spec("l2=1").build(), METHODS.make(method))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak())
 """
 
 NETS = {
@@ -42,7 +43,8 @@ NETS = {
 """In matrix mode, over images 3 x 16 x 16."""
 
 MATRIX = """
-import resource, sys, torch
+import sys, torch
+from peak_memory import peak
 from torch import nn
 from torch.nn import Conv2d as C, ReLU as R
 from cure_plugin.bounds.coupled import CoupledBounds
@@ -56,7 +58,7 @@ bounded = bounded_module(net, (3, 16, 16))
 assert bounded.bound_opts["conv_mode"] == "matrix"
 x, y, ball = 0.5 + 0.1 * torch.rand(1, 3, 16, 16), torch.tensor([0]), set_spec("l2=2").build()
 certifier = Certifier(net, (3, 16, 16), alpha_iterations=5)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 with frozen(net):
     if method == "alpha-CROWN":
         certifier.lower_bound(x, y, set_spec("linf=0.5").build(), method)
@@ -64,8 +66,8 @@ with frozen(net):
         crown_bounds(bounded, x, y, set_spec("linf=0.5").build())
     else:
         CoupledBounds(bounded, 6, 6, 2).bounds(x, y, ball, target=torch.tensor([float("inf")]))
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * 1024, METHODS.make(method).bytes_per_image(bounded, 4))
+after = peak()
+print(after - before, METHODS.make(method).bytes_per_image(bounded, 4))
 """
 
 

@@ -238,7 +238,9 @@ def test_memory_grows_with_the_net_and_precision() -> None:
 
 
 MEASURED = """
-import resource, sys, torch
+import sys, torch
+sys.path.insert(0, "tests")
+from peak_memory import peak
 from cure_plugin.certification import METHODS
 from cure_plugin.certification.bounder import Bounder
 from cure_plugin.nets import NetSpec, build_net
@@ -247,10 +249,10 @@ method, count = sys.argv[1], int(sys.argv[2])
 net = build_net(NetSpec("cnn_small", (1, 28, 28)), torch.Generator().manual_seed(0)).eval()
 bounder = Bounder(net, (1, 28, 28), 100, 100.0)
 x = 0.5 + 0.1 * torch.rand(count, 1, 28, 28)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 bounder.bound(x, torch.zeros(count, dtype=torch.long), set_spec("linf=0.5").build(), METHODS.make(method))
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * 1024, METHODS.make(method).bytes_per_image(bounder.bounded, 4))
+after = peak()
+print(after - before, METHODS.make(method).bytes_per_image(bounder.bounded, 4))
 """
 
 
