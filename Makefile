@@ -12,7 +12,7 @@ WORKERS ?= -n auto --dist worksteal
 
 setup: $(READY)
 
-$(READY): requirements.txt setup.py
+$(READY): requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps $(LIRPA)

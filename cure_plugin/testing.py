@@ -1,16 +1,18 @@
-"""Base test cases that sets and losses, ours or a third party's, inherit (they need pytest only to run)."""
+"""Base test cases that sets, losses and methods, ours or a third party's, inherit (they need pytest only to run)."""
 
 from __future__ import annotations
 
+import math
 import pickle
 
 import torch
 from auto_LiRPA import BoundedTensor
 from torch import Tensor, nn
 
-from cure_plugin.attacks import pgd, pgd_variable
+from cure_plugin.attacks import cross_entropy, find_counterexample, pgd, pgd_variable
 from cure_plugin.bounds.module import bounded_module, default_dtype
-from cure_plugin.sets import PerturbationLpBall, PerturbationSet
+from cure_plugin.certification import METHODS, Certifier, Method
+from cure_plugin.sets import PerturbationGeometric, PerturbationLpBall, PerturbationPatch, PerturbationSet
 from cure_plugin.sets.rows import rows_of_matrix
 from cure_plugin.training.alignment import certified
 from cure_plugin.training.loss import LOSSES, Batch, Loss
@@ -88,10 +90,9 @@ class PerturbationTestCase:
     def test_no_point_crosses_a_bound(self) -> None:
         x, perturbation, net = self.images(), self.make(), self.net()
         points = [perturbation.sample(x) for _ in range(self.samples // len(x))]
-        for j in range(3):
-            y = torch.full((len(x),), j)
-            points.append(pgd(net, x, y, perturbation, 20))
-            points.append(pgd(net, x, y, perturbation, 20, lambda z, label: z.gather(1, label[:, None])[:, 0]))
+        every, y = x.repeat(3, 1, 1, 1), torch.arange(3).repeat_interleave(len(x))
+        for objective in (cross_entropy, lambda z, label: z.gather(1, label[:, None])[:, 0]):
+            points += pgd(net, every, y, perturbation, 20, objective).split(len(x))
         with torch.no_grad():
             outputs = torch.stack([net(point) for point in points])
         for method in self.methods:
@@ -205,3 +206,62 @@ class LossTestCase:
         loss = self.make()
         name = LOSSES.name_of(loss)
         assert LOSSES.make(name, {key: getattr(loss, key) for key in LOSSES.options(name)}) == loss
+
+
+class MethodTestCase:
+    """Subclass it, say what to test in :meth:`make`, and run pytest.
+
+    >>> class TestMine(MethodTestCase):
+    ...     def make(self):
+    ...         from cure_plugin.certification import Crown
+    ...         return Crown()
+    >>> TestMine().test_nothing_proved_is_broken()
+    """
+
+    def make(self) -> Method:
+        """The method to test; a new object each time."""
+        raise NotImplementedError
+
+    def sets(self) -> tuple[PerturbationSet, ...]:
+        """Sets that it may be tried on."""
+        balls = [PerturbationLpBall(norm, eps) for norm, eps in ((math.inf, 0.03), (2, 0.2), (1, 0.5), (2, 1.0))]
+        return (*balls, PerturbationPatch(2, 2), PerturbationGeometric.parse("R(5)"))
+
+    def work(self) -> tuple[Certifier, Tensor, Tensor]:
+        """(a certifier that has this method alone, images, the labels that the net gives them)."""
+        torch.manual_seed(0)
+        front = [nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10), nn.ReLU()]
+        net = nn.Sequential(*front, nn.Linear(10, 3)).eval()
+        x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        return Certifier(net, (1, 8, 8), [self.make()]), x, net(x).argmax(1)
+
+    def test_nothing_proved_is_broken(self) -> None:
+        certifier, x, y = self.work()
+        for perturbation in self.sets():
+            proved = certifier.proved(x, y, perturbation)
+            found, _ = find_counterexample(certifier.net, x, y, perturbation, 40, 2, torch.Generator().manual_seed(0))
+            assert not bool((proved & found).any()), perturbation
+
+    def test_what_it_refutes_is_misclassified_and_in_the_set(self) -> None:
+        certifier, x, y = self.work()
+        for perturbation in self.sets():
+            verdicts, points = certifier.decide(x, y, perturbation, torch.Generator().manual_seed(0))
+            broken = torch.tensor([verdict.status == "falsified" for verdict in verdicts])
+            assert bool((certifier.net(points).argmax(1) != y)[broken].all()), perturbation
+            assert bool(perturbation.contains(x, points, 1e-4).all()), perturbation
+
+    def test_images_of_a_batch_do_not_mix(self) -> None:
+        certifier, x, y = self.work()
+        for perturbation in self.sets():
+            together = certifier.proved(x, y, perturbation)
+            alone = torch.cat([certifier.proved(x[i : i + 1], y[i : i + 1], perturbation) for i in range(len(x))])
+            assert torch.equal(together, alone), perturbation
+
+    def test_labels_that_the_net_does_not_give_are_not_proved(self) -> None:
+        certifier, x, y = self.work()
+        assert not any(bool(certifier.proved(x, (y + 1) % 3, perturbation).any()) for perturbation in self.sets())
+
+    def test_it_is_registered_and_made_again_from_its_options(self) -> None:
+        method = self.make()
+        name = METHODS.name_of(method)
+        assert METHODS.make(name, {key: getattr(method, key) for key in METHODS.options(name)}) == method

@@ -35,16 +35,18 @@ def extremes(
         for _ in range(-(-samples // len(repeated))):
             output = net(perturbation.sample(repeated)).view(_SAMPLES_AT_A_TIME, *lowest.shape)
             lowest, highest = torch.minimum(lowest, output.amin(0)), torch.maximum(highest, output.amax(0))
+    goals = 2 * lowest.shape[1]  # every logit, up and down, all in one batch
     each = -(-optimised // (2 * lowest.numel()))
-    start = x.repeat(each, 1, 1, 1)
-    y = torch.zeros(len(start), dtype=torch.long)
-    for j in range(lowest.shape[1]):
-        for sign in (1, -1):
-            point = pgd(net, start, y, perturbation, 20, lambda z, _, j=j, sign=sign: sign * z[:, j])
-            with torch.no_grad():
-                output = net(point).view(each, *lowest.shape)
-            lowest, highest = torch.minimum(lowest, output.amin(0)), torch.maximum(highest, output.amax(0))
-    return lowest, highest
+    goal = torch.arange(goals).repeat_interleave(each * len(x))
+    point = pgd(net, x.repeat(goals * each, 1, 1, 1), goal, perturbation, 20, _towards)
+    with torch.no_grad():
+        output = net(point).view(goals * each, *lowest.shape)
+    return torch.minimum(lowest, output.amin(0)), torch.maximum(highest, output.amax(0))
+
+
+def _towards(logits: Tensor, goal: Tensor) -> Tensor:
+    """Logit ``goal // 2``, or its negative where the goal is odd."""
+    return (1 - 2 * (goal % 2)) * logits.gather(1, (goal // 2)[:, None])[:, 0]
 
 
 def crossing(lower: Tensor, upper: Tensor, reached: tuple[Tensor, Tensor]) -> float:

@@ -17,7 +17,7 @@ from torch import nn
 from cure_plugin import PerturbationLpBall
 from cure_plugin.attacks import pgd, worst_margin_loss
 from cure_plugin.bounds.coupled import CoupledBounds
-from cure_plugin.certification import Certifier, certify_dataset, summarize, wilson_interval
+from cure_plugin.certification import METHODS, Certifier, Method, certify_dataset, summarize, wilson_interval
 from cure_plugin.certification.cascade import applicable
 from cure_plugin.certification.curves import certified_curves
 from cure_plugin.certification.dataset import union_status
@@ -26,6 +26,7 @@ from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import DataError, SpecError
 from cure_plugin.report import text_table
 from cure_plugin.sets import set_spec
+from cure_plugin.testing import MethodTestCase
 from cure_plugin.training import Trainer, load_recipe
 
 SPECS = [set_spec(text) for text in ("linf=0.05", "l2=0.4", "l1=1.0")]
@@ -314,3 +315,28 @@ def test_radii_per_sample_follow_their_images(certifier: Certifier, data: ImageD
     bounds = certifier.lower_bound(x, y, PerturbationLpBall(2, eps), "CROWN")
     last = certifier.lower_bound(x[24:], y[24:], PerturbationLpBall(2, float(eps[24])), "CROWN")
     assert float(bounds[24]) == pytest.approx(float(last), abs=1e-4)
+
+
+class TestIbp(MethodTestCase):
+    def make(self) -> Method:
+        return METHODS.make("IBP")
+
+
+class TestCoupled(MethodTestCase):
+    def make(self) -> Method:
+        return METHODS.make("coupled")
+
+
+class TestAlphaCrown(MethodTestCase):
+    def make(self) -> Method:
+        return METHODS.make("alpha-CROWN", {"iterations": 3})
+
+
+class TestSplitting(MethodTestCase):
+    def make(self) -> Method:
+        return METHODS.make("splitting", {"pieces": 20})
+
+
+class TestAttack(MethodTestCase):
+    def make(self) -> Method:
+        return METHODS.make("pgd", {"steps": 5, "restarts": 1})

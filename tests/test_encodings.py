@@ -18,7 +18,7 @@ from torch import Tensor
 from cure_plugin import PerturbationPatch, PerturbationSet, PerturbationUnion
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import DataError, SpecError
-from cure_plugin.export import ENCODINGS, Encoding, default_encoding, encode, onnx_model, read_onnx_net, read_query
+from cure_plugin.export import Encoding, default_encoding, encode, encoding_names, onnx_model, read_onnx_net, read_query
 from cure_plugin.export.abcrown import write_abcrown
 from cure_plugin.export.files import export_instances
 from cure_plugin.export.parity import OnnxNet
@@ -223,13 +223,13 @@ def test_defaults_and_refusals(images: Tensor) -> None:
         ("R(10)", "parameters", "use planes"),
         ("linf=0.1", "planes", "it is for geometric sets"),
         ("l2=0.5", "patch", "it is for patches"),
-        ("l2=0.5", "sphere", "known: box, boxes"),
+        ("l2=0.5", "sphere", "known: ball, box"),
     ):
         with pytest.raises(SpecError, match=message):
             encode(model, images[0], 0, built(text), name)
     with pytest.raises(SpecError, match=r"label must lie in 0 \.\. 2"):
         encode(model, images[0], 7, built("linf=0.1"))
-    assert set(ENCODINGS) == {name for names in SETS.values() for name in names}
+    assert set(encoding_names()) == {name for names in SETS.values() for name in names}
 
 
 def test_a_subclass_is_no_more_than_its_hull(images: Tensor) -> None:

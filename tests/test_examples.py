@@ -9,11 +9,15 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from cure_plugin import PerturbationSet
+from cure_plugin.certification import METHODS, Method
 from cure_plugin.cli import main
 from cure_plugin.datasets import load_data
-from cure_plugin.testing import LossTestCase, PerturbationTestCase
+from cure_plugin.export import read_query
+from cure_plugin.sets import set_spec
+from cure_plugin.testing import LossTestCase, MethodTestCase, PerturbationTestCase
 from cure_plugin.training import LOSSES, Loss
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -100,6 +104,55 @@ def test_a_loss_of_your_own_trains_from_the_command_line(
         told = ["train", "demo_linf", *quick, sets.replace("WEIGHT", weight), "--out", str(tmp_path / weight)]
         assert main(told) == code
     assert "unknown key of a set 'wait'; did you mean 'weight'?" in capsys.readouterr().err
+
+
+class TestClassByClass(MethodTestCase):
+    def make(self) -> Method:
+        return load("class_by_class").ClassByClass()
+
+
+def test_a_method_of_your_own_certifies_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found by its entry point, as an installed package's; the nearest name is offered for a wrong one."""
+    (tmp_path / "classes.py").write_text((EXAMPLES / "class_by_class.py").read_text())
+    monkeypatch.syspath_prepend(str(tmp_path))
+    entry = importlib.metadata.EntryPoint("class-by-class", "classes", "cure_plugin.methods")
+    monkeypatch.setattr("cure_plugin.registry.entry_points", lambda group: [entry] if group == entry.group else [])
+    monkeypatch.setattr(METHODS, "_classes", {k: v for k, v in METHODS._classes.items() if k != "class-by-class"})
+    net = Path(__file__).parent.parent / "benchmarks" / "fixtures" / "ball.pt"
+    told = ["certify", str(net), "linf=0.01", "--on", "mnist-slice", "--images", "3"]
+    assert main([*told, "--methods", "class-by-class", "--out", str(tmp_path / "out")]) == 0
+    assert '"stage": "class-by-class"' in (tmp_path / "out" / "results.jsonl").read_text()
+    assert main([*told, "--methods", "class-by-clas", "--out", str(tmp_path / "none")]) == 2
+    assert "unknown method 'class-by-clas'; did you mean 'class-by-class'?" in capsys.readouterr().err
+
+
+def test_an_encoding_of_your_own_is_exported_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the set it is for, both found by their entry points; what it allows is what the set holds."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    own = {
+        group: importlib.metadata.EntryPoint(name, module, group)
+        for name, module, group in (
+            ("stripe", "stripes", "cure_plugin.perturbations"),
+            ("rows", "stripe_rows", "cure_plugin.encodings"),
+        )
+    }
+    for module in ("sets.registry", "export.encoders"):
+        monkeypatch.setattr(f"cure_plugin.{module}.entry_points", lambda group: [own[group]] if group in own else [])
+    net = Path(__file__).parent.parent / "benchmarks" / "fixtures" / "ball.pt"
+    told = ["export", str(net), "stripe=1", "--on", "mnist-slice", "--images", "1"]
+    assert main([*told, "--out", str(tmp_path / "out")]) == 0
+    (written,) = (tmp_path / "out").rglob("*.vnnlib*")
+    query = read_query(written)
+    x, _ = load_data("mnist-slice", False).batch(slice(0, 1))
+    stripe = set_spec("stripe=1").build()
+    assert len(query.cases()) == 28
+    for seed in range(20):
+        point = stripe.sample(x, torch.Generator().manual_seed(seed)).flatten().double().numpy()
+        assert any(bool(((case.lower <= point) & (point <= case.upper)).all()) for case in query.cases())
 
 
 def test_your_own_net_is_certified_for_several_sets() -> None:

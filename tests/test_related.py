@@ -182,8 +182,10 @@ def test_hopeless_images_keep_coupled_bounds_and_cost_no_alpha_crown(monkeypatch
     assert not bool(rest.hopeless.any()) and bool((rest.margins >= layers.margins).all())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("text", ["linf=0.05", "l2=0.2", "l1=0.4"])
+@pytest.mark.parametrize(
+    "text, dtype",
+    [("linf=0.05", torch.float64), ("l2=0.2", torch.float32), ("l2=0.2", torch.float64), ("l1=0.4", torch.float32)],
+)
 def test_alpha_crown_from_known_boxes_holds(text: str, dtype: torch.dtype) -> None:
     x, y = labelled(small_net(1), 3, 1)
     net, x = small_net(1).to(dtype), x.to(dtype)

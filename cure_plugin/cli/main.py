@@ -20,7 +20,7 @@ from cure_plugin.cli.verify import check, verify
 from cure_plugin.datasets import DATASETS
 from cure_plugin.demo import SETS, run_demo
 from cure_plugin.errors import CureError
-from cure_plugin.export import ENCODINGS
+from cure_plugin.export import encoding_names
 from cure_plugin.nets import NETS
 from cure_plugin.sets import kinds
 from cure_plugin.training.recipe import shipped_recipes
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("model", type=Path, help="our checkpoint (.pt)")
     command.add_argument("sets", nargs="*", metavar="SET", help="sets to write instances for, as for certify")
     _add_test_images(command, 10)
-    command.add_argument("--encoding", choices=list(ENCODINGS), help="default: the tightest of each set")
+    command.add_argument("--encoding", choices=encoding_names(), help="default: the tightest of each set")
     command.add_argument("--vnnlib", choices=list(VERSIONS), default="1.0", help="version to write")
     command.add_argument("--gz", action="store_true", help="compress the properties")
     command.add_argument("--timeout", type=float, default=300, help="seconds per instance")

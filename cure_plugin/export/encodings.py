@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cure_plugin.errors import SpecError
+from cure_plugin.export.encoders import default_encoding, encoder, encodes, refused
 from cure_plugin.sets import (
     PerturbationGeometric,
     PerturbationLpBall,
@@ -47,7 +48,7 @@ class Encoding:
     """A network and a property that together ask about one image and one set.
 
     Attributes:
-        name: one of :data:`ENCODINGS`.
+        name: one of :func:`encoding_names`.
         model: the network to ask about. wanted: the property.
         exact: whether each input that the property allows stands for an image of the set (up to rounding); if
             not, the property allows more: ``unsat`` carries over to the set, ``sat`` does not.
@@ -63,16 +64,6 @@ class Encoding:
     to_input: Callable[[Tensor], np.ndarray]
     to_image: Callable[[np.ndarray], Tensor]
     versions: tuple[str, ...] = VERSIONS
-
-
-def default_encoding(perturbation: PerturbationSet, version: str = "1.0") -> str:
-    """The tightest encoding of a set that a version of VNNLIB can say."""
-    # exact types: a subclass may be another set, of which no more than the hull is known
-    if type(perturbation) is PerturbationLpBall and perturbation.shared_budget:
-        return "distance" if version == "1.0" else "ball"
-    if type(perturbation) is PerturbationGeometric:
-        return "parameters" if _is_affine(perturbation) else "planes"
-    return "boxes" if type(perturbation) in (PerturbationPatch, PerturbationUnion) else "box"
 
 
 def encode(
@@ -92,21 +83,20 @@ def encode(
         model: as :func:`cure_plugin.export.onnx_model` makes it.
         x: the image (*input), without batch axis.
         label: its class.
-        encoding: one of :data:`ENCODINGS`; default: :func:`default_encoding`.
+        encoding: one of :func:`encoding_names`; default: :func:`default_encoding`.
 
     Raises:
         SpecError: an unknown encoding, or one that the set does not allow; an image that float32 cannot hold.
     """
     name = default_encoding(perturbation) if encoding is None else encoding
-    if name not in ENCODINGS:
-        raise SpecError(f"unknown encoding {name!r}; known: {', '.join(ENCODINGS)}")
+    chosen = encoder(name, perturbation)
     image = x.detach().cpu().unsqueeze(0)
     if not torch.equal(image.float().double(), image.double()):
         raise SpecError("x must hold float32 numbers: networks are exported in float32; give x.float()")
     per_sample = getattr(perturbation, "block", None)
     if per_sample is not None and per_sample.ndim > 1:
         raise SpecError(f"{perturbation!r} differs per sample; select the set of one image")
-    return ENCODINGS[name](model, image, label, perturbation)
+    return chosen.make(model, image, label, perturbation)
 
 
 def _image_encoding(
@@ -141,10 +131,12 @@ def _front_encoding(
     return Encoding(name, question.model, question.wanted, exact, to_input, to_image)
 
 
+@encodes("box")
 def _box(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
     return _image_encoding("box", in_boxes(model, [_hull(own, x)], label), x, own, _is_box(own))
 
 
+@encodes("boxes", preferred=lambda own, version: type(own) in (PerturbationPatch, PerturbationUnion))
 def _boxes(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
     pieces = _leaves(own, x)
     question = in_boxes(model, [_hull(piece, x) for piece in pieces], label)
@@ -178,9 +170,14 @@ def _positions(block: Tensor) -> int:
     return int((r1 - r0 + 1) * (c1 - c0 + 1))
 
 
-def _parameters(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
-    if type(own) is not PerturbationGeometric or not _is_affine(own):
-        raise _refused("parameters", own, "contrast and brightness alone, in that order, are affine; use planes")
+def _is_affine(own: PerturbationGeometric, _: str = "") -> bool:
+    return own.lower.ndim == 1 and own.names in (("C",), ("B",), ("C", "B"))
+
+
+@encodes("parameters", PerturbationGeometric, words="contrast and brightness; use planes", preferred=_is_affine)
+def _parameters(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationGeometric) -> Encoding:
+    if not _is_affine(own):
+        raise refused("parameters", own, "contrast and brightness alone, in that order, are affine; use planes")
     front = contrast_and_brightness(_flat(x), own.parameters)
     units = parameter_units(own.parameters)
     box = (own.lower.numpy() / units, own.upper.numpy() / units)
@@ -188,13 +185,10 @@ def _parameters(model: onnx.ModelProto, x: Tensor, label: int, own: Perturbation
     return _front_encoding("parameters", question, x, True, lambda variable: _flat(variable) / units, front)
 
 
-def _is_affine(own: PerturbationGeometric) -> bool:
-    return own.lower.ndim == 1 and own.names in (("C",), ("B",), ("C", "B"))
-
-
-def _planes(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
-    if type(own) is not PerturbationGeometric or own.lower.ndim != 1:
-        raise _refused("planes", own, "it is for geometric sets with one box of parameters")
+@encodes("planes", PerturbationGeometric, words="geometric sets", preferred=lambda own, version: not _is_affine(own))
+def _planes(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationGeometric) -> Encoding:
+    if own.lower.ndim != 1:
+        raise refused("planes", own, "it is for geometric sets with one box of parameters")
     slope, box = planes_with_slack(x, own)
     weight, bias, inputs = slope_and_slack(slope, box)
     free = free_inputs(box, slope.shape[1])
@@ -247,9 +241,8 @@ def _stays_black(x: Tensor, own: PerturbationGeometric) -> np.ndarray:
     return (_flat(low) == 0) & (_flat(high) == 0)
 
 
-def _patch(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
-    if type(own) is not PerturbationPatch:
-        raise _refused("patch", own, "it is for patches")
+@encodes("patch", PerturbationPatch, words="patches")
+def _patch(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationPatch) -> Encoding:
     lower, upper = _hull(own, x)
     r0, r1, c0, c1 = own.positions(x)[0].tolist()
     free = window(x.shape, r0, c0, r1 - r0 + own.height, c1 - c0 + own.width)
@@ -259,7 +252,13 @@ def _patch(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) 
     return _front_encoding("patch", question, x, single, lambda v: _flat(own.decode(x, v))[free], front)
 
 
-def _ball(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
+@encodes(
+    "ball",
+    PerturbationLpBall,
+    words="l1 and l2 balls",
+    preferred=lambda own, version: own.shared_budget and version != "1.0",
+)
+def _ball(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationLpBall) -> Encoding:
     norm, eps = _radius("ball", own)
     image, hull = _flat(x), _hull(own, x)
     if norm == 2:
@@ -277,7 +276,13 @@ def _ball(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -
     return Encoding("ball", question.model, question.wanted, True, to_input, to_image, ("2.0",))
 
 
-def _distance(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
+@encodes(
+    "distance",
+    PerturbationLpBall,
+    words="l1 and l2 balls",
+    preferred=lambda own, version: own.shared_budget and version == "1.0",
+)
+def _distance(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationLpBall) -> Encoding:
     norm, eps = _radius("distance", own)
     image = _flat(x)
     question = within_distance(model, image, _hull(own, x), "l2" if norm == 2 else "l1", eps, label)
@@ -291,18 +296,14 @@ def _distance(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSe
     )
 
 
-def _radius(encoding: str, own: PerturbationSet) -> tuple[float, float]:
+def _radius(encoding: str, own: PerturbationLpBall) -> tuple[float, float]:
     """(p, eps) of an l1 or l2 ball that is the same for all images."""
-    if type(own) is not PerturbationLpBall or not own.shared_budget:
-        raise _refused(encoding, own, "it is for l1 and l2 balls")
+    if not own.shared_budget:
+        raise refused(encoding, own, "it is for l1 and l2 balls")
     eps = torch.as_tensor(own.eps, dtype=torch.float64)
     if eps.numel() != 1:
-        raise _refused(encoding, own, "a radius per sample belongs to no single image")
+        raise refused(encoding, own, "a radius per sample belongs to no single image")
     return own.p, float(eps)
-
-
-def _refused(encoding: str, own: PerturbationSet, reason: str) -> SpecError:
-    return SpecError(f"encoding {encoding!r} does not fit {own!r}: {reason}")
 
 
 def _hull(own: PerturbationSet, x: Tensor) -> Box:
@@ -316,15 +317,3 @@ def _hull(own: PerturbationSet, x: Tensor) -> Box:
 
 def _flat(values: Tensor) -> np.ndarray:
     return np.asarray(values.detach().cpu().double().flatten().numpy())
-
-
-ENCODINGS: dict[str, Callable[[onnx.ModelProto, Tensor, int, PerturbationSet], Encoding]] = {
-    "box": _box,
-    "boxes": _boxes,
-    "parameters": _parameters,
-    "planes": _planes,
-    "patch": _patch,
-    "ball": _ball,
-    "distance": _distance,
-}
-"""Name -> how to make it; see :func:`encode`."""

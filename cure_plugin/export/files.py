@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import OutputError, SpecError
 from cure_plugin.export.abcrown import write_abcrown
-from cure_plugin.export.encodings import Encoding, default_encoding, encode
+from cure_plugin.export.encoders import default_encoding
+from cure_plugin.export.encodings import Encoding, encode
 from cure_plugin.export.onnx_net import onnx_model
 from cure_plugin.sets import SetSpec
 from cure_plugin.vnncomp.graphs import output_size, write_model
