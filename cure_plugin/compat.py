@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -74,6 +75,18 @@ def _names_needed_by_0_3() -> Iterator[None]:
             del symbolic_helper._set_opset_version  # type: ignore[attr-defined]
 
 
+@contextmanager
+def _no_word_of_cuda() -> Iterator[None]:
+    """Auto_LiRPA loads torch's compiler of extensions, which warns where CUDA is installed and no GPU is there."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def missing_package() -> str | None:
     """The first of torch and auto_LiRPA that is not installed; None where both are. Imports neither."""
     return next((name for name in INSTALL_HINTS if sys.modules.get(name) is None and find_spec(name) is None), None)
@@ -92,7 +105,7 @@ def import_auto_lirpa() -> ModuleType:
     if missing is not None:
         raise MissingDependencyError(INSTALL_HINTS[missing])
     # auto_LiRPA changes the process's warning filters as it is imported, and calls what torch deprecates.
-    with warnings.catch_warnings(record=True), _names_needed_by_0_3():
+    with warnings.catch_warnings(record=True), _no_word_of_cuda(), _names_needed_by_0_3():
         package = importlib.import_module("auto_LiRPA")
     _accept_remove_duplicate(package.BoundedModule)
     return package

