@@ -29,3 +29,8 @@ class MissingDependencyError(CureError, ImportError):
 
 class MemoryWarning(UserWarning):
     """A bound computation that may take more memory than was asked for, even for a single image."""
+
+
+def first_line(error: BaseException) -> str:
+    """What somebody else's error says, in one line: its kind where it says nothing."""
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from cure_plugin.errors import SpecError
+from cure_plugin.errors import SpecError, first_line
 
 _WRAPPED = ("module", "_orig_mod")
 """Where DataParallel (and its like) and torch.compile keep the net."""
@@ -98,7 +98,7 @@ def evaluated(net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a net of somebody else raises
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise SpecError(f"x of shape {tuple(x.shape)} does not fit the net: {reason}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -164,7 +164,15 @@ def test_unknown_commands_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_papers_recipes_run_for_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``cure train mnist_small/scratch --device cuda`` on as many images as a CPU can take: every part has its turn."""
     monkeypatch.setattr("cure_plugin.cli.train.load_data", lambda name, train, root: load_data(name, train).first(4))
-    quick = ["data=mnist-slice", "net=cnn7_narrow", "batch_size=2", "epochs=3", "ramp_epochs=1", "milestones=[2]", "attack_steps=2"]
+    quick = [
+        "data=mnist-slice",
+        "net=cnn7_narrow",
+        "batch_size=2",
+        "epochs=3",
+        "ramp_epochs=1",
+        "milestones=[2]",
+        "attack_steps=2",
+    ]
     assert main(["train", "mnist_small/scratch", *quick, "--out", str(tmp_path)]) == 0
     spec, _ = load_net(tmp_path / "checkpoint.pt")
     assert spec.name == "cnn7_narrow" and spec.batch_norm

@@ -17,7 +17,7 @@ from auto_LiRPA import BoundedModule
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cure_plugin.errors import SpecError
+from cure_plugin.errors import SpecError, first_line
 from cure_plugin.modes import evaluation_mode
 
 _SAME = 1e-3
@@ -66,7 +66,7 @@ def check_same(bounded: BoundedModule, model: nn.Module, example: Tensor) -> Non
             try:
                 expected = model(some)
             except Exception as error:  # whatever a net of somebody else raises
-                reason = str(error).partition("\n")[0] or type(error).__name__
+                reason = first_line(error)
                 raise SpecError(f"the net fails on a batch {tuple(some.shape)}: {reason}") from error
             check_outputs(bounded, some, expected)
 

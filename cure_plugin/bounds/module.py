@@ -23,7 +23,7 @@ from cure_plugin.bounds.s_shaped import mend_s_shaped
 from cure_plugin.bounds.self_check import violation
 from cure_plugin.bounds.spelling import spelled_out
 from cure_plugin.checks import check_shape
-from cure_plugin.errors import SpecError
+from cure_plugin.errors import SpecError, first_line
 from cure_plugin.inputs import like, plain_net
 from cure_plugin.modes import evaluation_mode, frozen
 
@@ -82,7 +82,7 @@ def bounded_module(
     try:
         example, expected = _example(model, input_shape)
     except Exception as error:  # whatever a net of somebody else raises
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise SpecError(
             f"input_shape {input_shape!r}, without the batch axis, does not fit the net: {reason}"
         ) from error

@@ -92,11 +92,10 @@ class Certifier:
         Raises:
             SpecError: shapes that do not fit the net, images that the set refuses, or no set of ours.
         """
-        x, y = self.checked(x, y, perturbation)
+        x, y, logits = self._compared(x, y, perturbation)
         check_generator(generator)
         progress = Progress(x)
-        with torch.no_grad():
-            clean_margin = -worst_margin_loss(self.net(x), y)
+        clean_margin = -worst_margin_loss(logits, y)
         for index in (clean_margin <= 0).nonzero().flatten().tolist():
             progress.falsify(index, "clean", float(clean_margin[index]), x[index])
         run(self.methods, Work(self._bounder, x, y, perturbation, generator=generator), progress)
@@ -113,9 +112,15 @@ class Certifier:
         for part in perturbation.parts():
             if getattr(part, "domain", None) is not None:
                 check_domain(x, part.domain)
-        with torch.no_grad():
-            self._bounder.check_outputs(x, self.net(x))
         return x, labels(y, len(x), self._bounder.classes)
+
+    def _compared(self, x: Any, y: Any, perturbation: PerturbationSet) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`checked` images and labels, and the net's logits (B, C): the bounded graph's too, or it is refused."""
+        x, y = self.checked(x, y, perturbation)
+        with torch.no_grad():
+            logits = self.net(x)
+        self._bounder.check_outputs(x, logits)
+        return x, y, logits
 
     def split(
         self, x: Tensor, y: Tensor, perturbation: PerturbationSet, generator: torch.Generator | None = None
@@ -128,7 +133,7 @@ class Certifier:
         Raises:
             SpecError: more than one image, or a set without pieces.
         """
-        x, y = self.checked(x, y, perturbation)
+        x, y, _ = self._compared(x, y, perturbation)
         if x.shape[0] != 1 or not perturbation.split_methods:
             raise SpecError(f"splitting takes one image and a set with pieces, got {tuple(x.shape)}, {perturbation!r}")
         method = next((method for method in self.methods if isinstance(method, Splitting)), Splitting())
@@ -136,7 +141,7 @@ class Certifier:
 
     def proved(self, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> Tensor:
         """Which images bounds and splitting prove, without any attack on the whole set; (B,) bool."""
-        x, y = self.checked(x, y, perturbation)
+        x, y, _ = self._compared(x, y, perturbation)
         progress = Progress(x)
         run([method for method in self.methods if method.proves], Work(self._bounder, x, y, perturbation), progress)
         return torch.tensor([verdict.status == "proved" for verdict in progress.verdicts()])
@@ -147,14 +152,16 @@ class Certifier:
         Args:
             method: one that bounds a whole set at once, or its name.
         """
-        return self._bounder.bound(*self.checked(x, y, perturbation), perturbation, self._one(method)).proved
+        x, y, _ = self._compared(x, y, perturbation)
+        return self._bounder.bound(x, y, perturbation, self._one(method)).proved
 
     def lower_bound(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: BoundMethod | str) -> Tensor:
         """Lower bound of the smallest margin of each image, (B,), by one method, as computed.
 
         See :meth:`proves` for what it is worth: rounding errors are not taken off.
         """
-        return self._bounder.bound(*self.checked(x, y, perturbation), perturbation, self._one(method)).lower
+        x, y, _ = self._compared(x, y, perturbation)
+        return self._bounder.bound(x, y, perturbation, self._one(method)).lower
 
     def _one(self, method: Any) -> BoundMethod:
         """A method by name: the certifier's own where it has that, else with its defaults."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
 from cure_plugin.errors import SpecError
+from cure_plugin.registry import unknown
 from cure_plugin.sets.base import PerturbationSet
 
 ENTRY_POINT_GROUP = "cure_plugin.perturbations"
@@ -88,7 +88,5 @@ def registered(name: str) -> Kind:
         return _KINDS[name]
     known = kinds()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise SpecError(f"unknown set {name!r}; {hint}known: {', '.join(known)}")
+        raise unknown("set", name, known)
     return known[name]

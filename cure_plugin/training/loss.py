@@ -84,19 +84,37 @@ LOSSES: Registry[Loss] = Registry("loss", "cure_plugin.losses")
 """Losses by name; other packages add theirs by the entry-point group ``cure_plugin.losses``."""
 
 
+@dataclass(frozen=True)
+class _OfRegion(Loss):
+    """Losses of a region of relative size ``ratio`` in (0, 1] around an attack."""
+
+    ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        try:
+            check_number("ratio (lambda)", self.ratio, 1, zero=False)
+        except SpecError as error:
+            raise SpecError(f"{error}; attacks alone are loss adversarial") from error
+
+
+@dataclass(frozen=True)
+class _Mixed(Loss):
+    """Losses mixed of two bounds, or of bounds and an attack; ``mix`` in (0, 1] is the share of the first."""
+
+    mix: float
+
+    def __post_init__(self) -> None:
+        check_number("mix", self.mix, 1, zero=False)
+
+
 @LOSSES.register("sabr")
 @dataclass(frozen=True)
-class Sabr(Loss):
+class Sabr(_OfRegion):
     """Interval bounds over the set's own small region around an attack, see :func:`sabr_loss`.
 
     Attributes:
         ratio: lambda, the region's size relative to the set's, in (0, 1]; 1: the whole set.
     """
-
-    ratio: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_ratio(self.ratio)
 
     def needs_attack(self, perturbation: PerturbationSet) -> bool:
         return perturbation.needs_attack(self.ratio)
@@ -110,17 +128,12 @@ class Sabr(Loss):
 
 @LOSSES.register("sabr-box")
 @dataclass(frozen=True)
-class SabrBox(Loss):
+class SabrBox(_OfRegion):
     """Interval bounds over the paper's box around an attack on an lp ball, see :func:`sabr_box_loss`.
 
     Attributes:
         ratio: lambda, the box's radius relative to the ball's, in (0, 1].
     """
-
-    ratio: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_ratio(self.ratio)
 
     def check(self, perturbation: PerturbationSet) -> None:
         if not hasattr(perturbation, "small_box"):
@@ -147,7 +160,7 @@ class Ibp(Loss):
 
 @LOSSES.register("crown-ibp")
 @dataclass(frozen=True)
-class CrownIbp(Loss):
+class CrownIbp(_Mixed):
     """CROWN-IBP's bounds over the whole set, see :func:`crown_ibp_loss`.
 
     Attributes:
@@ -155,9 +168,6 @@ class CrownIbp(Loss):
     """
 
     mix: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_number("mix", self.mix, 1, zero=False)
 
     def needs_attack(self, perturbation: PerturbationSet) -> bool:
         return False
@@ -168,17 +178,12 @@ class CrownIbp(Loss):
 
 @LOSSES.register("mtl-ibp")
 @dataclass(frozen=True)
-class MtlIbp(Loss):
+class MtlIbp(_Mixed):
     """A mix of the attack's and the bounds' losses, see :func:`mtl_ibp_loss`.
 
     Attributes:
         mix: share of the bounds in (0, 1], the rest is adversarial.
     """
-
-    mix: float
-
-    def __post_init__(self) -> None:
-        check_number("mix", self.mix, 1, zero=False)
 
     def of(self, batch: Batch) -> SetLoss:
         return mtl_ibp_loss(batch.bounded, batch.model, batch.x, batch.y, batch.perturbation, batch.variable, self.mix)
@@ -186,7 +191,7 @@ class MtlIbp(Loss):
 
 @LOSSES.register("cc-ibp")
 @dataclass(frozen=True)
-class CcIbp(Loss):
+class CcIbp(_Mixed):
     """The loss of a mix of attacked and bounded elided vectors, see :func:`cc_ibp_loss`.
 
     Attributes:
@@ -194,11 +199,6 @@ class CcIbp(Loss):
     """
 
     certifies: ClassVar[bool] = False  # the mixed vector lies between the two
-
-    mix: float
-
-    def __post_init__(self) -> None:
-        check_number("mix", self.mix, 1, zero=False)
 
     def of(self, batch: Batch) -> SetLoss:
         return cc_ibp_loss(batch.bounded, batch.model, batch.x, batch.y, batch.perturbation, batch.variable, self.mix)
@@ -217,10 +217,3 @@ class Adversarial(Loss):
 
     def of(self, batch: Batch) -> SetLoss:
         return adversarial_loss(batch.model, batch.x, batch.y, batch.perturbation, batch.variable)
-
-
-def _check_ratio(ratio: float) -> None:
-    try:
-        check_number("ratio (lambda)", ratio, 1, zero=False)
-    except SpecError as error:
-        raise SpecError(f"{error}; attacks alone are loss adversarial") from error
