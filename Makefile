@@ -8,7 +8,7 @@ LIRPA ?= auto_LiRPA==0.3
 # Of the tests, of one torch thread each (tests/conftest.py).
 WORKERS ?= -n auto --dist worksteal
 
-.PHONY: setup demo test test-slow bench-sets bench-certify bench-training reproduce roots lint clean
+.PHONY: setup demo test test-slow mutations bench-sets bench-certify bench-training reproduce roots lint clean
 
 setup: $(READY)
 
@@ -27,6 +27,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow $(WORKERS)
+
+# Faults put into the package one at a time, each of which a fast test must notice; ONLY=words of their names.
+mutations: $(READY)
+	$(BIN)/python tests/mutations.py $(ONLY)
 
 # Figures of the sets; DATA=folder in torchvision's layout for full MNIST and CIFAR-10.
 bench-sets: $(READY)

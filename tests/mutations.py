@@ -1,0 +1,149 @@
+"""Faults put into the package one at a time, each of which the fast tests must notice: ``make mutations [ONLY=words]``.
+
+A fault is a text of one file and what stands there instead, in a copy of the checkout. It is killed where a test fails.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parents[1]
+
+BOUNDS = ("acceptance", "hooks", "numbers", "soundness", "elementwise", "first_layer", "random_nets")
+"""Test files that look at bounds, in the order they are tried."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """``old``, which stands once in ``path``, becomes ``new``; ``tests``: the files that are to notice."""
+
+    name: str
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...] = BOUNDS
+
+    def apply(self, root: Path) -> None:
+        file = root / "cure_plugin" / self.path
+        text = file.read_text()
+        if text.count(self.old) != 1:
+            raise SystemExit(f"{self.name}: {self.old!r} stands {text.count(self.old)} times in {self.path}")
+        file.write_text(text.replace(self.old, self.new))
+
+
+def _row(name: str, old: str, new: str) -> Mutation:
+    return Mutation(name, "bounds/operators.py", old, new)
+
+
+MUTATIONS = (
+    _row("oblong maps in patches mode", "return same and square and node.groups == 1", "return node.groups == 1"),
+    _row("views between layers in patches mode", '"view between layers", MATRIX', '"view between layers", PATCHES'),
+    _row(
+        "transposed convolutions in patches mode",
+        'ConvTranspose2d",\n        MATRIX',
+        'ConvTranspose2d",\n        PATCHES',
+    ),
+    _row("poolings in patches mode", '"AvgPool", MATRIX', '"AvgPool", PATCHES'),
+    _row("an index that moves", 'depends on the input", REFUSED', 'depends on the input", MATRIX'),
+    _row("quotients by roots", 'by a root",\n        REFUSED', 'by a root",\n        MATRIX'),
+    Mutation("no self-check", "bounds/module.py", "if self_check else", "if False else"),
+    Mutation("a blind self-check", "bounds/self_check.py", "if bool((outside > allowed).any())", "if False"),
+    Mutation("no own linear nodes", "bounds/module.py", "        mend_linear_nodes(bounded)\n", ""),
+    Mutation("no own max pools", "bounds/module.py", "        mend_max_pools(bounded)\n", ""),
+    Mutation("no own S shapes", "bounds/module.py", "        mend_s_shaped(bounded)\n", ""),
+    Mutation(
+        "bfloat16 as float32",
+        "bounds/module.py",
+        "LOW_PRECISION = (torch.float16, torch.bfloat16)",
+        "LOW_PRECISION: tuple[torch.dtype, ...] = ()",
+    ),
+    Mutation(
+        "a margin of 1e-5 in every precision",
+        "certification/bounder.py",
+        "needed = required_margins(self.bounded, piece.x, piece.y, some, found.boxes).cpu()",
+        "needed = torch.full_like(found.lower, 1e-5)",
+    ),
+    Mutation(
+        "no exact first layer",
+        "bounds/hooks.py",
+        '    (BoundedModule, "IBP_general", with_exact_first_layer),\n',
+        "",
+        ("hooks", "first_layer"),
+    ),
+    Mutation(
+        "no coupling",
+        "bounds/hooks.py",
+        '    (BoundRelu, "bound_backward", with_coupling),\n',
+        "",
+        ("hooks", "coupled"),
+    ),
+    Mutation("padding not read", "__init__.py", '    import_module("cure_plugin.bounds.pad").install()\n', ""),
+    Mutation(
+        "radii passed through windows",
+        "bounds/rounding.py",
+        "if parts[1].shape[:2].numel() == rows.numel() and _is_diagonal(rows):",
+        "if True:",
+    ),
+    Mutation(
+        "nets that read values",
+        "bounds/module.py",
+        "    check_reads_no_values(model, example)\n",
+        "",
+        ("data_dependent",),
+    ),
+    Mutation(
+        "graphs not compared",
+        "bounds/faithful.py",
+        "if not apart <= _SAME * (1 + largest):",
+        "if False:",
+        ("data_dependent",),
+    ),
+)
+
+
+def killed_by(mutation: Mutation) -> str:
+    """The first test that fails with the fault; empty where none does."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name in ("cure_plugin", "tests"):
+            shutil.copytree(HERE / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(HERE / "pyproject.toml", root)
+        mutation.apply(root)
+        for name in mutation.tests:
+            command = [sys.executable, "-m", "pytest", "-x", "-m", "not slow", f"tests/test_{name}.py"]
+            ran = subprocess.run(command, cwd=root, env=_environment(root), capture_output=True, text=True)
+            if ran.returncode == 1:
+                failed = [line for line in ran.stdout.splitlines() if line.startswith("FAILED")]
+                return failed[0].split()[1] if failed else name
+            if ran.returncode != 0:  # pytest itself fails, as where an import does
+                return f"{name} (pytest's exit code {ran.returncode})"
+    return ""
+
+
+def _environment(root: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(root)}
+
+
+def main(words: list[str], say: Callable[[str], object] = print) -> int:
+    """Try the mutations whose names have one of the ``words`` (none: all); how many live."""
+    alive = 0
+    for mutation in MUTATIONS:
+        if words and not any(word in mutation.name for word in words):
+            continue
+        started = time.monotonic()
+        test = killed_by(mutation)
+        alive += not test
+        say(f"{mutation.name}: {'killed by ' + test if test else 'ALIVE'} ({time.monotonic() - started:.0f} s)")
+    return alive
+
+
+if __name__ == "__main__":
+    raise SystemExit(min(main(sys.argv[1:]), 1))
