@@ -32,7 +32,7 @@ def progress_bar(total: int, unit: str, label: str, show: bool, done: int = 0) -
     Args:
         total: how many ``unit`` there are, ``done`` of them before. label: in front. show: whether to show anything.
     """
-    stream = sys.stderr
+    stream, plural = sys.stderr, f"{unit}es" if unit.endswith("ch") else f"{unit}s"
     if not show or stream.isatty():
         return tqdm(total=total, initial=done, unit=unit, desc=label, disable=not show)
     return tqdm(
@@ -43,5 +43,5 @@ def progress_bar(total: int, unit: str, label: str, show: bool, done: int = 0) -
         file=_Lines(stream),
         mininterval=_SECONDS,
         maxinterval=_SECONDS,
-        bar_format="{desc}: {n_fmt}/{total_fmt} {unit}s, {elapsed} so far, {remaining} left{postfix}",
+        bar_format=f"{{desc}}: {{n_fmt}}/{{total_fmt}} {plural}, {{elapsed}} so far, {{remaining}} left{{postfix}}",
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from cure_plugin.errors import SpecError
+from cure_plugin.errors import SpecError, first_line
 
 T = TypeVar("T")
 
@@ -19,6 +19,22 @@ def unknown(what: str, name: Any, known: Iterable[str]) -> SpecError:
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return SpecError(f"unknown {what} {name!r}; {hint}known: {', '.join(names)}")
+
+
+def load(entry: EntryPoint) -> None:
+    """Import the module that an entry point names, which registers its variants.
+
+    Raises:
+        SpecError: the import fails; the message names the package to mend or to uninstall.
+    """
+    try:
+        entry.load()
+    except Exception as error:
+        owner = f"package {entry.dist.name!r}" if entry.dist else "a package"
+        raise SpecError(
+            f"{owner} names {entry.value!r} in the entry-point group {entry.group}, but importing it fails: "
+            f"{type(error).__name__}: {first_line(error)}; mend or uninstall that package"
+        ) from error
 
 
 class Registry(Generic[T]):
@@ -63,7 +79,7 @@ class Registry(Generic[T]):
         """All names, those of installed packages included."""
         for entry in entry_points(group=self.group):
             if entry.name not in self._classes:
-                entry.load()  # importing the module registers its classes
+                load(entry)
         return list(self._classes)
 
     def named(self, name: Any) -> type[T]:

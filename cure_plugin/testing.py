@@ -60,6 +60,10 @@ class PerturbationTestCase:
 
     # -- the checks ----------------------------------------------------------------------------
 
+    def test_it_has_a_name_for_reports(self) -> None:
+        name = getattr(self.make(), "name", None)
+        assert isinstance(name, str) and name and not set(name) & set("/\\\n"), "set self.name in __init__"
+
     def test_contains_the_clean_point(self) -> None:
         x = self.images()
         assert bool(self.make().contains(x, x).all())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,7 @@ COMMANDS = (
     "export",
     "verify",
     "check",
+    "bench",
     "bench check",
     "bench pack",
     "report",
@@ -45,6 +48,41 @@ def test_defaults_and_units_are_told(capsys: pytest.CaptureFixture[str]) -> None
     assert "seconds per instance (default: 300)" in text and "from the first (default: 10)" in text
     assert "None" not in text and "False" not in text
     assert "default: mnist-slice" in " ".join(shown("certify", capsys).split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_what_it_does(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    usage, what, *_ = shown(command, capsys).split("\n\n")
+    assert usage.startswith("usage: ") and re.match(r"[A-Z].+\.$", what)
+
+
+def test_recipes_and_their_keys_are_listed_unbroken(capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown("train", capsys)
+    assert "\nsmall_mnist_small/{ba_only, " in text and " attack_steps=8," in text and " milestones," in text
+
+
+@pytest.mark.parametrize(
+    "group, module, arguments",
+    [
+        ("cure_plugin.perturbations", "sets.registry", ["sets"]),
+        ("cure_plugin.losses", "registry", ["train", "demo_linf", "sets=[{set: linf=1, loss: own}]", "--out", "OUT"]),
+        ("cure_plugin.methods", "registry", ["--help"]),
+        ("cure_plugin.encodings", "export.encoders", ["--help"]),
+    ],
+)
+def test_a_package_that_cannot_be_imported_is_named_on_one_line(
+    group: str,
+    module: str,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    broken = importlib.metadata.EntryPoint("own", "not_installed_anywhere", group)
+    monkeypatch.setattr(f"cure_plugin.{module}.entry_points", lambda group: [broken] if group == broken.group else [])
+    assert main([str(tmp_path) if text == "OUT" else text for text in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"'not_installed_anywhere' in the entry-point group {group}" in line and "No module named" in line
 
 
 def test_all_commands_and_exit_codes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

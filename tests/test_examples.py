@@ -82,6 +82,14 @@ class TestStripe(PerturbationTestCase):
         """An example loaded by path is no importable module; packages are."""
 
 
+class TestDimming(PerturbationTestCase):
+    def make(self) -> PerturbationSet:
+        return load("dimming").PerturbationDimming(0.3)
+
+    def test_pickles(self) -> None:
+        """See :class:`TestStripe`."""
+
+
 class TestLogitPairing(LossTestCase):
     def make(self) -> Loss:
         return load("logit_pairing").LogitPairing(0.25)

@@ -13,7 +13,7 @@ from auto_LiRPA import BoundedModule, BoundedTensor
 from conftest import small_net
 from torch import Tensor, nn
 
-from cure_plugin import PerturbationGeometric, PerturbationL0, PerturbationLpBall, PerturbationPatch
+from cure_plugin import PerturbationGeometric, PerturbationL0, PerturbationLpBall, PerturbationPatch, PerturbationSet
 from cure_plugin.bounds.module import bounded_module
 from cure_plugin.certification import Certifier
 from cure_plugin.cli import main
@@ -35,6 +35,16 @@ def _refilled(x: Tensor) -> Tensor:
 def _copied(x: Tensor) -> Tensor:
     x.data.copy_(1 - x)
     return x
+
+
+class _Bare(PerturbationPatch):
+    """A set whose author wrote no __repr__."""
+
+    __repr__ = PerturbationSet.__repr__
+
+
+def test_sets_without_a_repr_are_not_shown_as_another() -> None:
+    assert repr(_Bare(1, 2)) == "<_Bare patch1x2>"
 
 
 @pytest.mark.parametrize("change", [_refilled, _copied])

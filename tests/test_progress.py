@@ -35,6 +35,14 @@ def test_a_log_has_a_line_now_and_at_the_end(monkeypatch: pytest.MonkeyPatch) ->
     assert not any("\r" in line or "|" in line for line in lines)
 
 
+def test_batches_are_spelt_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    with progress_bar(1, "batch", "train", True) as bar:
+        bar.update()
+    assert "1/1 batches," in stream.getvalue()
+
+
 def test_lines_come_as_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(written(io.StringIO(), monkeypatch, seconds=0.0).splitlines()) > 100
 

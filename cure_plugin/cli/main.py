@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from cure_plugin import __version__
 from cure_plugin.certification import CASCADE, METHODS
@@ -23,7 +27,7 @@ from cure_plugin.errors import CureError
 from cure_plugin.export import encoding_names
 from cure_plugin.nets import NETS
 from cure_plugin.sets import kinds
-from cure_plugin.training.recipe import shipped_recipes
+from cure_plugin.training.recipe import Recipe, shipped_recipes
 from cure_plugin.vnncomp.verifiers import VERIFIERS
 from cure_plugin.vnncomp.vnnlib import VERSIONS
 
@@ -36,6 +40,7 @@ _EXAMPLES = {
     "export": "out/net/checkpoint.pt linf=8/255 --images 10 --out out/files",
     "verify": "out/files/instances.csv --verifier cure --out out/verified",
     "check": "out/files/instances.csv --counterexamples out/tool --out out/results.csv",
+    "bench": "check benchmarks/cure_patch",
     "bench check": "benchmarks/cure_patch",
     "bench pack": "benchmarks/cure_patch out/roots/cure_patch",
     "report": "cure=out/a/checkpoint.pt linf=out/b/checkpoint.pt --out out/report",
@@ -51,14 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 2: an error, said on one line of standard error. 3: done, and a contradiction or a faulty benchmark was
     found. 130: interrupted.
     """
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and ("overrides" not in options or any(text.startswith("-") for text in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.overrides = [*options.overrides, *rest]  # those after an option, which argparse leaves
-    run: Callable[[argparse.Namespace], int | None] = options.run
     try:
+        options = _parsed(arguments)
+        run: Callable[[argparse.Namespace], int | None] = options.run
         return run(options) or 0
     except CureError as error:
         print(f"cure: {error}", file=sys.stderr)
@@ -68,23 +68,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()  # asks installed packages for their names, which may fail
+    options, rest = parser.parse_known_args(arguments)
+    if rest and ("overrides" not in options or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]  # those after an option, which argparse leaves
+    return options
+
+
 class _Help(argparse.HelpFormatter):
-    """Tells the defaults that say something, and leaves the example on one line, to copy."""
+    """Tells the defaults that say something; each line of an epilog is wrapped for itself, the example not at all."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         told = action.default in (None, False, argparse.SUPPRESS) or "default" in (action.help or "")
-        return action.help if told or not action.option_strings else f"{action.help} (default: %(default)s)"
+        if told or not action.option_strings:
+            return action.help
+        listed = isinstance(action.default, (list, tuple))
+        return f"{action.help} (default: {' '.join(action.default) if listed else action.default})"
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if text.startswith("example: ") else super()._fill_text(text, width, indent)
+        lines = text.splitlines()
+        return "\n".join(
+            line if line.startswith("example: ") else textwrap.fill(line, width, subsequent_indent="  ")
+            for line in lines
+        )
 
 
 class _Command(argparse.ArgumentParser):
-    """The parser of one command."""
+    """The parser of one command; ``more``: lines for its help, below the example."""
 
-    def __init__(self, prog: str, **options: Any) -> None:
-        arguments = _EXAMPLES.get(prog.removeprefix("cure "))
-        epilog = None if arguments is None else f"example: {prog} {arguments}".rstrip()
+    def __init__(self, prog: str, more: Sequence[str] = (), **options: Any) -> None:
+        arguments = _EXAMPLES[prog.removeprefix("cure ")]
+        epilog = "\n".join([f"example: {prog} {arguments}".rstrip(), *more])
         super().__init__(prog=prog, formatter_class=_Help, epilog=epilog, **options)
 
 
@@ -98,21 +115,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cure_plugin {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
 
-    command = commands.add_parser("train", help="train a net by a recipe")
-    command.add_argument("recipe", help=f"a .yaml file or one of: {', '.join(_grouped(shipped_recipes()))}")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys to change")
-    command.add_argument("--out", type=Path, required=True, help="folder for checkpoint.pt and training.jsonl")
+    command = _add(
+        commands,
+        "train",
+        "train a net by a recipe; a run that was stopped goes on where it was",
+        ["", "recipes:", *_grouped(shipped_recipes()), "", f"keys of a recipe: {', '.join(_keys())}"],
+    )
+    command.add_argument("recipe", help="a .yaml file, or the name of a recipe below, e.g. small_mnist_small/scratch")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys to change, values as in YAML")
+    _add_out(command, "folder for checkpoint.pt and training.jsonl")
     command.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to train")
     _add_data(command)
     command.set_defaults(run=train)
 
-    command = commands.add_parser(
-        "certify",
-        help="certify a net for a list of sets and their union",
-    )
+    command = _add(commands, "certify", "certify a net for a list of sets and their union")
     command.add_argument("model", type=Path, help="our checkpoint, a state_dict (with --net) or an ONNX file")
     command.add_argument(
-        "sets", nargs="+", metavar="SET", help="e.g. linf=8/255 l2=0.5 l1=1 'R(10)' patch=5x5, or a .yaml list of them"
+        "sets",
+        nargs="+",
+        metavar="SET",
+        help="e.g. linf=8/255 l2=0.5 l1=1 'R(10)' patch=5x5 (cure sets tells the units; pixels are in [0, 1]), or a "
+        ".yaml list of them",
     )
     command.add_argument("--net", choices=list(NETS), help="the net whose state_dict MODEL is")
     command.add_argument("--batch-norm", action="store_true", help="that net has BatchNorm")
@@ -124,108 +147,117 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--float64", action="store_true", help="bound in double precision")
     command.add_argument("--curves", action="store_true", help="plot also 0 to 2 times each set's size; takes longer")
-    command.add_argument("--out", type=Path, required=True, help="folder for results, summary.json and reports")
+    _add_out(command, "folder for results.jsonl and .csv, summary.json and reports")
     command.set_defaults(run=certify)
 
-    command = commands.add_parser(
-        "compare",
-        help="two results files of the same images and sets, with a test",
-    )
+    command = _add(commands, "compare", "compare two results files of the same images and sets, by McNemar's test")
     command.add_argument("first", type=Path, metavar="A.jsonl", help="results.jsonl of cure certify")
     command.add_argument("second", type=Path, metavar="B.jsonl", help="the other net's")
-    command.add_argument("--out", type=Path, help="folder for compare.md and compare.csv")
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="folder for compare.md and compare.csv")
     command.set_defaults(run=compare)
 
-    command = commands.add_parser(
-        "export",
-        help="write ONNX and VNNLIB files",
-    )
+    command = _add(commands, "export", "write a net as ONNX, and a VNNLIB property per image and set")
     command.add_argument("model", type=Path, help="our checkpoint (.pt)")
     command.add_argument("sets", nargs="*", metavar="SET", help="sets to write instances for, as for certify")
     _add_test_images(command, 10)
     command.add_argument("--encoding", choices=encoding_names(), help="default: the tightest of each set")
     command.add_argument("--vnnlib", choices=list(VERSIONS), default="1.0", help="version to write")
     command.add_argument("--gz", action="store_true", help="compress the properties")
-    command.add_argument("--timeout", type=float, default=300, help="seconds per instance")
-    command.add_argument("--out", type=Path, required=True, help="folder for onnx/, vnnlib/ and instances.csv")
+    command.add_argument(
+        "--timeout", type=float, default=300, metavar="SECONDS", help="of the verifier, seconds per instance"
+    )
+    _add_out(command, "folder for onnx/, vnnlib/ and instances.csv")
     command.set_defaults(run=export)
 
-    command = commands.add_parser(
-        "verify",
-        help="ask a verifier about every line of an instances.csv",
+    command = _add(commands, "verify", "ask a verifier about every line of an instances.csv, and replay what it finds")
+    command.add_argument(
+        "instances", type=Path, metavar="INSTANCES.csv", help="lines of onnx,vnnlib,seconds; paths relative to it"
     )
-    command.add_argument("instances", type=Path, metavar="INSTANCES.csv", help="onnx,vnnlib,timeout; paths beside it")
     command.add_argument(
         "--verifier", required=True, help=f"{', '.join(VERIFIERS)}, or a .yaml file that describes one"
     )
     command.add_argument("--jobs", type=int, default=1, help="instances at once")
-    command.add_argument("--out", type=Path, required=True, help="folder for results.csv and counterexamples/")
+    _add_out(command, "folder for results.csv and counterexamples/")
     command.set_defaults(run=verify)
 
-    command = commands.add_parser(
-        "check",
-        help="replay a tool's counterexamples on onnxruntime",
-    )
+    command = _add(commands, "check", "replay a tool's counterexamples on onnxruntime")
     command.add_argument("instances", type=Path, metavar="INSTANCES.csv", help="as for verify")
-    command.add_argument("--counterexamples", type=Path, required=True, help="folder of the tool's results files")
-    command.add_argument("--out", type=Path, default=Path("results.csv"), help="file to write")
+    command.add_argument(
+        "--counterexamples", type=Path, required=True, metavar="FOLDER", help="folder of the tool's results files"
+    )
+    command.add_argument("--out", type=Path, default=Path("results.csv"), metavar="FILE", help="file to write")
     command.set_defaults(run=check)
 
-    command = commands.add_parser("bench", help="VNN-COMP benchmark roots")
+    command = _add(commands, "bench", "check or pack VNN-COMP benchmark roots")
     bench = command.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
-    command = bench.add_parser(
-        "check",
-        help="look at a generated root as the platform would",
-    )
-    command.add_argument("folder", type=Path, metavar="DIR")
+    command = _add(bench, "check", "look at a generated root as the platform would")
+    command.add_argument("folder", type=Path, metavar="ROOT", help="benchmark root, after its generate_properties.py")
     command.set_defaults(run=bench_check)
-    command = bench.add_parser(
-        "pack",
-        help="copy a root with what its generator needs beside numpy, onnx and pyyaml",
-    )
+    command = _add(bench, "pack", "copy a root with what its generator needs beside numpy, onnx and pyyaml")
     command.add_argument("folder", type=Path, metavar="ROOT", help="benchmark root; what was drawn in it comes along")
     command.add_argument("out", type=Path, metavar="OUT", help="folder to write; none may be there yet")
     command.set_defaults(run=bench_pack)
 
-    command = commands.add_parser(
-        "report",
-        help="an HTML page that compares trained nets",
-    )
+    command = _add(commands, "report", "certify trained nets and compare them on an HTML page")
     command.add_argument("models", nargs="+", metavar="name=checkpoint.pt", help="nets to compare")
     command.add_argument("--sets", nargs="+", default=list(SETS), metavar="SET", help="as for certify")
     _add_test_images(command, 200)
-    command.add_argument("--out", type=Path, required=True, help="folder for report.html and results")
+    _add_out(command, "folder for report.html and results")
     command.set_defaults(run=report)
 
-    command = commands.add_parser("sets", help="list the known perturbation sets and their parameters")
+    command = _add(commands, "sets", "list the known perturbation sets, their parameters and units")
     command.set_defaults(run=_sets)
 
-    command = commands.add_parser(
-        "demo",
-        help="the whole way on shipped data: train, certify, export, report",
+    command = _add(commands, "demo", "the whole way on shipped data: train, certify, export, report")
+    command.add_argument(
+        "--out", type=Path, default=Path("out/demo"), metavar="FOLDER", help="an earlier run there is reused"
     )
-    command.add_argument("--out", type=Path, default=Path("out/demo"), help="folder; an earlier run there is reused")
     command.set_defaults(run=_demo)
     return parser
 
 
+def _add(commands: Any, name: str, what: str, more: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """A command; ``what`` it does is told in the list of commands and in its own help."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=what, description=f"{what[0].upper()}{what[1:]}.", more=more
+    )
+    return command
+
+
+def _add_out(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=what)
+
+
+def _keys() -> list[str]:
+    """The keys of a recipe, with their defaults where these are one word."""
+    shown = []
+    for key in fields(Recipe):
+        told = key.default is not MISSING and key.default not in ((), "")
+        shown.append(f"{key.name}={yaml.safe_dump(key.default).split()[0]}" if told else key.name)
+    return shown
+
+
 def _grouped(names: Sequence[str]) -> list[str]:
-    """``file/method`` names in one entry per file."""
+    """``file/method`` names in one line per file."""
     groups: dict[str, list[str]] = {}
     for name in names:
         file, _, method = name.partition("/")
         groups.setdefault(file, []).append(method)
-    return [f"{file}/{{{','.join(methods)}}}" if methods[0] else file for file, methods in groups.items()]
+    return [f"{file}/{{{', '.join(methods)}}}" if methods[0] else file for file, methods in groups.items()]
 
 
 def _add_test_images(command: argparse.ArgumentParser, count: int) -> None:
     command.add_argument("--on", default="mnist-slice", choices=list(DATASETS), help="data set (test split)")
-    command.add_argument("--images", type=int, default=count, help="how many test images, from the first")
+    command.add_argument(
+        "--images", type=int, default=count, metavar="COUNT", help="how many test images, from the first"
+    )
     _add_data(command)
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", type=Path, help="data root in torchvision's layout (default: $CURE_DATA)")
+    command.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="data root in torchvision's layout (default: $CURE_DATA)"
+    )
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -233,5 +265,8 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _sets(options: argparse.Namespace) -> None:
-    for kind in kinds().values():
-        print(f"{kind.name:<8} {kind.parameters}")
+    known = kinds().values()
+    width = max(len(kind.name) for kind in known)
+    for kind in known:
+        print(f"{kind.name:<{width}}  {kind.parameters}")
+    print("A set is written name=parameters, e.g. linf=8/255 or patch=5x5; geometric ones without name=, e.g. R(10).")

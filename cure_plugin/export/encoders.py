@@ -11,7 +11,7 @@ import onnx
 from torch import Tensor
 
 from cure_plugin.errors import SpecError
-from cure_plugin.registry import unknown
+from cure_plugin.registry import load, unknown
 from cure_plugin.sets import PerturbationSet
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def encodes(
 def encoders() -> list[Encoder]:
     """All of them, those of installed packages included."""
     for entry in entry_points(group=ENTRY_POINT_GROUP):
-        entry.load()  # importing the module registers its encodings
+        load(entry)
     return list(_ENCODERS)
 
 

@@ -37,8 +37,9 @@ Domain = tuple[float | Tensor, float | Tensor]
 class PerturbationSet(PerturbationLpNorm, ABC):
     """Base class of all sets; hand one to auto_LiRPA's ``BoundedTensor(x, perturbation)``.
 
-    A subclass implements :meth:`box`, :meth:`deviation`, :meth:`project`, :meth:`random_start`,
+    A subclass sets :attr:`name` and implements :meth:`box`, :meth:`deviation`, :meth:`project`, :meth:`random_start`,
     :meth:`ascend`, :meth:`scaled` and :meth:`small_region`; inputs are batches ``x`` of shape (B, *input), float.
+    Where attacks move a parameter instead of the image, it implements :meth:`decode` too.
     """
 
     name: str
@@ -84,7 +85,11 @@ class PerturbationSet(PerturbationLpNorm, ABC):
 
     @abstractmethod
     def deviation(self, x: Tensor, rows: Rows) -> Tensor:
-        """Minimum of ``rows . (x' - x)`` over the set around ``x`` (a lower bound of it is sound too)."""
+        """Minimum of ``rows . (x' - x)`` over the set around ``x`` (a lower bound of it is sound too).
+
+        One value per row, in the shape of :func:`cure_plugin.sets.rows.dot` (rows, x); the caller applies
+        ``rows.restore``.
+        """
 
     @abstractmethod
     def project(self, x: Tensor, point: Tensor) -> Tensor:
@@ -96,7 +101,10 @@ class PerturbationSet(PerturbationLpNorm, ABC):
 
     @abstractmethod
     def ascend(self, x: Tensor, variable: Tensor, gradient: Tensor, step: float) -> Tensor:
-        """One attack step from ``variable`` along ``gradient``; ``step`` is relative to the set's size."""
+        """One attack step from ``variable`` along ``gradient`` (of the objective to increase, in the variable's shape).
+
+        ``step`` is relative to the set's size; the result is a variable of the set again.
+        """
 
     @abstractmethod
     def scaled(self, factor: float) -> PerturbationSet:
@@ -107,6 +115,9 @@ class PerturbationSet(PerturbationLpNorm, ABC):
         """SABR's region: a (centre, set) of relative size ``ratio`` near an attack ``variable``, inside the set."""
 
     # -- what every set then has, and may refine -----------------------------------------------
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {getattr(self, 'name', 'without a name')}>"
 
     def decode(self, x: Tensor, variable: Tensor) -> Tensor:
         """The image (B, *input) that an attack variable stands for; the variable itself unless overridden."""

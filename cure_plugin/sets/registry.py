@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 
 from cure_plugin.errors import SpecError
-from cure_plugin.registry import unknown
+from cure_plugin.registry import load, unknown
 from cure_plugin.sets.base import PerturbationSet
 
 ENTRY_POINT_GROUP = "cure_plugin.perturbations"
@@ -74,7 +74,7 @@ def kinds() -> dict[str, Kind]:
     """All registered kinds by name, those of installed packages included."""
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name not in _KINDS:
-            entry.load()  # importing the module registers its sets
+            load(entry)
     return dict(sorted(_KINDS.items()))
 
 
