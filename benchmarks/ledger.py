@@ -1,7 +1,7 @@
-"""The results ledger: one JSON file per run, and the README tables made from them.
+"""The results ledger: one JSON file per run, and the tables and plots of README and docs made from them.
 
 python benchmarks/ledger.py record-demo out/demo    # after make demo
-python benchmarks/ledger.py render                  # rewrite README.md's tables
+python benchmarks/ledger.py render                  # rewrite the tables and plots
 """
 
 from __future__ import annotations
@@ -19,11 +19,19 @@ from typing import Any
 import reproduce_report
 from entries import Entry, Hardware, read_entry, write_entry
 
+from cure_plugin.certification import Summary
 from cure_plugin.certification.dataset import set_names
+from cure_plugin.json_files import read_record
+from cure_plugin.report import text_table
 from cure_plugin.sets import set_spec
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "design.md")
+"""What holds generated tables."""
+
+UNION_SETTING = "small_mnist_small"
+UNION_PLOT = "union.svg"
 
 
 def hardware() -> Hardware:
@@ -188,12 +196,41 @@ def splitting_table() -> str:
     return "\n".join(lines)
 
 
+def demo_output() -> str:
+    """What the demo said at its end."""
+    figures = read_entry(RESULTS / "demo.json").figures
+    table = text_table({name: read_record(json.dumps(one), Summary) for name, one in figures["methods"].items()})
+    report = f"report: out/demo/report.html ({figures['seconds']:.0f} s)"
+    return "\n".join(["```", table, *figures["outside"], report, "```"])
+
+
+def union_figure() -> str:
+    """The plot of the union beside single norms, and what it shows."""
+    methods = reproduce_report.main_runs(RESULTS, UNION_SETTING)
+    entries = [one for found in methods.values() for one in found]
+    first = entries[0].figures
+    seeds = ", ".join(dict.fromkeys(str(one.seed) for one in entries))
+    other = {name: found[0].figures["epochs"] for name, found in methods.items()}
+    others = [f", {reproduce_report.NAMES[name]} {n}" for name, n in other.items() if n != first["epochs"]]
+    return (
+        f"![Certified accuracy per norm and for the union, by training method](docs/images/{UNION_PLOT})\n\n"
+        f"`{UNION_SETTING}`: a small convolutional net on MNIST ({first['epochs']} epochs{''.join(others)}, from a trained "
+        f"net); certified accuracy on the first {first['images']} test images at {', '.join(first['radii'])} and for their "
+        f"union; means and ranges of seeds {seeds}; dots: the union that the attack leaves, an upper limit."
+    )
+
+
 def reproduce_tables() -> str:
-    """The runs of reproduce.py; their plots go to docs/images on the way."""
-    settings = {path.stem.rsplit("-", 2)[0] for path in (RESULTS / "reproduce").glob("*.json")}
-    for setting in settings:
-        reproduce_report.plot(RESULTS, setting, ROOT / "docs" / "images" / f"{setting}.svg")
+    """The runs of reproduce.py."""
     return reproduce_report.tables(RESULTS)
+
+
+def plots() -> None:
+    """Draw the runs of reproduce.py into docs/images."""
+    folder = ROOT / "docs" / "images"
+    for setting in {path.stem.rsplit("-", 2)[0] for path in (RESULTS / "reproduce").glob("*.json")}:
+        reproduce_report.plot(RESULTS, setting, folder / f"{setting}.svg")
+    reproduce_report.bars(RESULTS, UNION_SETTING, folder / UNION_PLOT)
 
 
 def generalization_tables() -> str:
@@ -250,6 +287,8 @@ def operators_table() -> str:
 
 TABLES = {
     "operators": operators_table,
+    "union": union_figure,
+    "demo-output": demo_output,
     "demo": demo_table,
     "sets": sets_table,
     "certify": certify_table,
@@ -262,9 +301,10 @@ TABLES = {
 
 
 def render() -> None:
-    """Replace every ``<!-- table NAME -->`` ... ``<!-- end -->`` block of README.md and docs/design.md."""
-    for page in (ROOT / "README.md", ROOT / "docs" / "design.md"):
+    """Replace every ``<!-- table NAME -->`` ... ``<!-- end -->`` block of :data:`PAGES`, and draw the plots."""
+    for page in PAGES:
         page.write_text(rendered(page.read_text()))
+    plots()
 
 
 def rendered(text: str) -> str:

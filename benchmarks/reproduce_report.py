@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from entries import Entry, read_entry
 
@@ -50,6 +51,11 @@ def runs(results: Path, setting: str) -> dict[str, list[Entry]]:
         entry = read_entry(path)
         entries.setdefault(entry.figures["method"], []).append(entry)
     return {method: entries[method] for method in NAMES if method in entries}
+
+
+def main_runs(results: Path, setting: str) -> dict[str, list[Entry]]:
+    """:func:`runs` without the ablations."""
+    return {method: entries for method, entries in runs(results, setting).items() if method not in ABLATIONS}
 
 
 def shown(values: Sequence[float]) -> str:
@@ -105,6 +111,37 @@ def tables(results: Path) -> str:
     return "\n\n".join(blocks)
 
 
+def bars(results: Path, setting: str, path: Path) -> None:
+    """Certified accuracy for each norm and for the union, a group of bars per method, as an SVG file.
+
+    Bars are means over seeds, their whiskers go from the lowest to the highest; dots: the union that the attack leaves.
+    """
+    pyplot = load_pyplot()
+    methods = main_runs(results, setting)
+    radii = next(iter(methods.values()))[0].figures["radii"]
+    shades = dict(zip([*radii, "union"], ("#9ecae1", "#a1d99b", "#fdd0a2", "#c8503c"), strict=True))
+    figure, axes = pyplot.subplots(figsize=(8, 3.2))
+    for number, (text, colour) in enumerate(shades.items()):
+        name, width = text.split("=")[0], 0.8 / len(shades)
+        for place, entries in enumerate(methods.values()):
+            found = [100 * {**one.figures["certified"], "union": one.figures["union"]}[name] for one in entries]
+            mean, left = sum(found) / len(found), place + (number - len(shades) / 2 + 0.5) * width
+            axes.bar(left, mean, width, color=colour, label=None if place else text)
+            axes.plot([left, left], [min(found), max(found)], color="black", linewidth=0.8)
+            if name == "union":
+                limits = [100 * one.figures["union_pgd"] for one in entries]
+                axes.plot(left, sum(limits) / len(limits), "k.", markersize=5)
+    labels = [NAMES[method].replace(" (SABR)", "").replace("-", "-\n") for method in methods]
+    axes.set_xticks(range(len(methods)), labels)
+    axes.set_ylabel("certified accuracy, %")
+    axes.set_ylim(0, 100)
+    axes.legend(ncols=len(shades), fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    figure.tight_layout()
+    _save(figure, setting, path)
+
+
 def plot(results: Path, setting: str, path: Path) -> None:
     """Clean against union certified accuracy, a point per run, as an SVG file."""
     pyplot = load_pyplot()
@@ -120,7 +157,13 @@ def plot(results: Path, setting: str, path: Path) -> None:
     axes.legend(fontsize=7)
     axes.grid(alpha=0.3)
     figure.tight_layout()
+    _save(figure, setting, path)
+
+
+def _save(figure: Any, salt: str, path: Path) -> None:
+    """Write an SVG file, the same for the same runs, and close the figure."""
+    pyplot = load_pyplot()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with pyplot.rc_context({"svg.hashsalt": setting}):  # the same runs give the same file
+    with pyplot.rc_context({"svg.hashsalt": salt}):
         figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cure_plugin.certification import Certifier, Summary, certify_dataset, summarize
     from cure_plugin.checkpoint import load_net
     from cure_plugin.datasets import ImageData, load_data
-    from cure_plugin.export import encode, export_onnx, onnx_model
+    from cure_plugin.export import encode, export_instances, export_onnx, onnx_model
     from cure_plugin.nets import NetSpec, Normalize, build_net
     from cure_plugin.sets import (
         PerturbationGeometric,
@@ -85,6 +85,7 @@ __all__ = [
     "build_net",
     "certify_dataset",
     "encode",
+    "export_instances",
     "export_onnx",
     "load_data",
     "load_net",
@@ -103,7 +104,7 @@ _NAMES = {
     "certification": ["Certifier", "Summary", "certify_dataset", "summarize"],
     "checkpoint": ["load_net"],
     "datasets": ["ImageData", "load_data"],
-    "export": ["encode", "export_onnx", "onnx_model"],
+    "export": ["encode", "export_instances", "export_onnx", "onnx_model"],
     "nets": ["NetSpec", "Normalize", "build_net"],
     "sets": [
         "PerturbationGeometric",

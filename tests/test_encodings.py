@@ -338,7 +338,7 @@ def test_balls_in_the_form_of_alpha_beta_crown(images: Tensor, tmp_path: Path) -
 
 def test_networks_are_written_once(images: Tensor, tmp_path: Path) -> None:
     data = ImageData((images * 255).to(torch.uint8), torch.tensor([0, 1, 2]), 3)
-    instances = export_instances(exported("plain")[0], data, [set_spec("l1=1"), set_spec("B(0.1)")], tmp_path)
+    instances = export_instances(exported("plain")[0], data, ["l1=1", "B(0.1)"], str(tmp_path))
     assert [one.onnx for one in instances].count(instances[0].onnx) == 3
     assert len(list((tmp_path / "onnx").iterdir())) == 1 + 1 + 3
     with pytest.raises(SpecError, match="timeout must be"):

@@ -2,6 +2,7 @@
 
 from cure_plugin.export.encoders import default_encoding, encodes, encoding_names
 from cure_plugin.export.encodings import Encoding, encode
+from cure_plugin.export.files import export_instances
 from cure_plugin.export.onnx_net import export_onnx, onnx_model
 from cure_plugin.export.onnx_reader import OnnxNet, read_network, read_onnx_net
 from cure_plugin.vnncomp.property import Property
@@ -17,6 +18,7 @@ __all__ = [
     "encode",
     "encodes",
     "encoding_names",
+    "export_instances",
     "export_onnx",
     "onnx_model",
     "read_network",

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 from torch import Tensor, nn
 
+from cure_plugin.certification.dataset import read_specs
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import OutputError, SpecError
 from cure_plugin.export.abcrown import write_abcrown
@@ -25,8 +26,8 @@ from cure_plugin.vnncomp.vnnlib import write_vnnlib
 def export_instances(
     net: nn.Sequential,
     data: ImageData,
-    sets: Sequence[SetSpec],
-    folder: Path,
+    sets: Sequence[SetSpec | str],
+    folder: str | Path,
     encoding: str | None = None,
     version: str = "1.0",
     compress: bool = False,
@@ -39,6 +40,7 @@ def export_instances(
     Networks that several instances share are written once.
 
     Args:
+        sets: specs, or their text.
         encoding: see :func:`encode`; default: each set's own.
         version: of VNNLIB. compress: write ``.vnnlib.gz``.
         timeout: seconds per instance.
@@ -50,11 +52,12 @@ def export_instances(
     """
     if not 0 < timeout < float("inf"):
         raise SpecError(f"timeout must be finite and > 0, got {timeout!r}")
+    specs, folder = read_specs(sets), Path(folder)
     plain = onnx_model(net, data.shape)
     x, y = data.batch(slice(0, len(data)))
     if len(y) and int(y.max()) >= output_size(plain):
         raise SpecError(f"label {int(y.max())} of image {int(y.argmax())}: the net has {output_size(plain)} classes")
-    firsts = [_first(plain, x[0], int(y[0]), spec, encoding, version) for spec in sets]  # before anything is written
+    firsts = [_first(plain, x[0], int(y[0]), spec, encoding, version) for spec in specs]  # before anything is written
     try:
         (folder / "instances.csv").unlink(missing_ok=True)  # an earlier list would speak of the new net
     except OSError as error:
@@ -62,7 +65,7 @@ def export_instances(
     written = {_digest(plain): "model.onnx"}
     write_model(plain, folder / "onnx" / "model.onnx")
     instances = []
-    for spec, first, name in zip(sets, firsts, _file_names(sets), strict=True):
+    for spec, first, name in zip(specs, firsts, _file_names(specs), strict=True):
         own = spec.build()
         for index in range(len(data)):
             found = encode(plain, x[index], int(y[index]), own, first.name) if index else first
