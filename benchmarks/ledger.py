@@ -207,16 +207,17 @@ def demo_output() -> str:
 def union_figure() -> str:
     """The plot of the union beside single norms, and what it shows."""
     methods = reproduce_report.main_runs(RESULTS, UNION_SETTING)
-    entries = [one for found in methods.values() for one in found]
-    first = entries[0].figures
-    seeds = ", ".join(dict.fromkeys(str(one.seed) for one in entries))
-    other = {name: found[0].figures["epochs"] for name, found in methods.items()}
-    others = [f", {reproduce_report.NAMES[name]} {n}" for name, n in other.items() if n != first["epochs"]]
+    first = next(iter(methods.values()))[0].figures
+    seeds = ", ".join(dict.fromkeys(str(one.seed) for entries in methods.values() for one in entries))
+    epochs = f"{first['epochs']} epochs"
+    for method, entries in methods.items():
+        if entries[0].figures["epochs"] != first["epochs"]:
+            epochs += f", {reproduce_report.NAMES[method]} {entries[0].figures['epochs']} from a trained net"
     return (
         f"![Certified accuracy per norm and for the union, by training method](docs/images/{UNION_PLOT})\n\n"
-        f"`{UNION_SETTING}`: a small convolutional net on MNIST ({first['epochs']} epochs{''.join(others)}, from a trained "
-        f"net); certified accuracy on the first {first['images']} test images at {', '.join(first['radii'])} and for their "
-        f"union; means and ranges of seeds {seeds}; dots: the union that the attack leaves, an upper limit."
+        f"`{UNION_SETTING}`: a small convolutional net on MNIST ({epochs}); certified accuracy on the first "
+        f"{first['images']} test images at {', '.join(first['radii'])} and for their union; means and ranges of seeds "
+        f"{seeds}; dots: the union that the attack leaves, an upper limit."
     )
 
 

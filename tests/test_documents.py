@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import ledger
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def code(page: Path, language: str) -> list[str]:
@@ -66,6 +68,48 @@ def test_links_lead_somewhere(page: Path) -> None:
             found = (page.parent / path).resolve() if path else page
             assert found.exists(), target
             assert not anchor or anchor in anchors(found), target
+
+
+@pytest.fixture
+def own_package(tmp_path: Path) -> Path:
+    """CONTRIBUTING's package as pip would install it, and its tests."""
+    page = ROOT / "CONTRIBUTING.md"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").touch()
+    for example, module in (("dimming", "dimming"), ("logit_pairing", "pairing")):
+        (tmp_path / "mine" / f"{module}.py").write_text((ROOT / "examples" / f"{example}.py").read_text())
+    (tests,), (toml,) = code(page, "python"), code(page, "toml")
+    (tmp_path / "test_mine.py").write_text(tests)
+    (tmp_path / "mine-1.dist-info").mkdir()
+    (tmp_path / "mine-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    groups = re.sub(r'\[project\.entry-points\."(.*)"\]', r"[\1]", toml).replace('"', "")
+    (tmp_path / "mine-1.dist-info" / "entry_points.txt").write_text(groups)
+    return tmp_path
+
+
+def ran(folder: Path, *words: str) -> str:
+    """What a command prints that runs in a folder whose package is installed."""
+    path = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", *words]
+    run = subprocess.run(
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+def test_a_package_of_your_own_passes_the_inherited_tests_and_is_found(own_package: Path) -> None:
+    passed = ran(own_package, "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py")
+    assert " failed" not in passed
+    assert re.search(r"^dim +largest share", ran(own_package, "cure_plugin", "sets"), re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_a_package_of_your_own_trains_and_certifies_on_the_command_line(own_package: Path) -> None:
+    (commands,) = (block for block in code(ROOT / "CONTRIBUTING.md", "") if "cure train" in block)
+    for line in commands.splitlines():
+        printed = ran(own_package, "cure_plugin", *shlex.split(line, comments=True)[1:])
+    assert "dim0.3 cert." in printed
 
 
 def test_plots_are_small() -> None:
