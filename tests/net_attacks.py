@@ -144,6 +144,33 @@ def wrongly_proved(drawn: Drawn, name: str, by: float) -> str:
     return f"{name}: proved, though a point loses by {by:.3g}" if bool(certifier.proved(x, y, perturbation)) else ""
 
 
+def broken_proof(drawn: Drawn, name: str, steps: int = 60) -> str:
+    """What breaks a proof of the drawn net, one logit moved until it is only just proved; empty where nothing does.
+
+    Raises:
+        SpecError: the net is refused.
+    """
+    perturbation = sets_for(drawn.shape, drawn.seed)[name]
+    net, x = drawn.build(), image(drawn)
+    with torch.no_grad():
+        y = net(x).argmax(1)
+    last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+    certifier = Certifier(net, drawn.shape, alpha_iterations=4, pieces=40)
+    method = "coupled" if perturbation.shared_budget else "CROWN"
+    lower = float(certifier.lower_bound(x, y, perturbation, method))
+    for by in (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1):
+        with torch.no_grad():
+            last.bias[y] += by * max(1.0, abs(lower)) - lower
+        if bool(net(x).argmax(1) == y) and bool(certifier.proved(x, y, perturbation)):
+            exact = copy.deepcopy(net).double()
+            point = worst(exact, x.double(), y, perturbation, steps)
+            with torch.no_grad():
+                margin = -float(worst_margin_loss(exact(point), y))
+            return f"{name}: proved, though a point loses by {-margin:.3g}" if margin <= 0 else ""
+        lower = by * max(1.0, abs(lower))
+    return ""
+
+
 def mode(drawn: Drawn) -> str:
     """``patches``, ``matrix``, or why the net is refused."""
     try:

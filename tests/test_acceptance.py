@@ -315,6 +315,28 @@ def test_the_terms_of_a_ball_are_those_of_no_point_less(front: str, ball: Pertur
             assert bool((terms <= sizes.double() * (1 + 1e-5)).all())
 
 
+@pytest.mark.parametrize("by", [1e-7, 1e-6, 1e-5])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_fails_in_float64_is_no_proof_and_no_traceback(seed: int, by: float) -> None:
+    """auto_LiRPA 0.3 bounds a reciprocal in float32 alone."""
+
+    class OneOver(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1 / (x.abs() + 0.5)
+
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(4, 6), OneOver(), nn.Linear(6, 2)).eval()
+    x, ball = torch.rand(1, 4), PerturbationLpBall(math.inf, 1e-3)
+    y = net(x).argmax(1)
+    try:
+        certifier = Certifier(net, (4,), alpha_iterations=2)
+    except SpecError:
+        return
+    with torch.no_grad():
+        net[2].bias[y] -= float(certifier.lower_bound(x, y, ball, "CROWN")) - by
+    assert certifier.decide(x, y, ball)[0][0].status in ("proved", "undecided")
+
+
 def test_what_float32_leaves_open_is_bounded_again_in_float64() -> None:
     """A margin far above float64's rounding, and below float32's allowance for it, is a proof."""
     torch.manual_seed(0)
@@ -329,7 +351,9 @@ def test_what_float32_leaves_open_is_bounded_again_in_float64() -> None:
     assert bool(found.proved)
     with torch.no_grad():
         net[-1].bias += 1
-    copied = certifier._bounder._in_float64().net[-1].bias
+    wide = certifier._bounder._in_float64()
+    assert wide is not None
+    copied = wide.net[-1].bias
     assert copied.dtype == torch.float64 and torch.equal(copied.float(), net[-1].bias)  # it follows the net
 
 

@@ -17,7 +17,7 @@ from cure_plugin.bounds.margins import LayerBounds
 from cure_plugin.bounds.module import bounded_module, wrapped_again
 from cure_plugin.bounds.rounding import required_margins
 from cure_plugin.certification.method import BoundMethod, Piece
-from cure_plugin.errors import MemoryWarning
+from cure_plugin.errors import MemoryWarning, SpecError
 from cure_plugin.inputs import like
 from cure_plugin.sets import PerturbationSet
 
@@ -62,6 +62,7 @@ class Bounder:
         self._needed_bytes: dict[BoundMethod, int] = {}
         self._warned: set[BoundMethod] = set()
         self._wide: Bounder | None = None
+        self._fails_in_float64 = False
 
     @property
     def classes(self) -> int:
@@ -124,9 +125,10 @@ class Bounder:
                 needed = required_margins(self.bounded, piece.x, piece.y, some, found.boxes).cpu()
             proved.append(found.lower > needed)
             close = ((found.lower > 0) & ~proved[-1]).nonzero().flatten()
-            if close.numel() and x.dtype == torch.float32:
+            wide = self._in_float64() if close.numel() and x.dtype == torch.float32 else None
+            if wide is not None:
                 enough = int(found.layers.rounds[close].amin()) if found.layers else 0
-                again = self._in_float64().bound(
+                again = wide.bound(
                     piece.x[close].double(),
                     piece.y[close],
                     some.select(piece.x, close),
@@ -136,11 +138,16 @@ class Bounder:
                 proved[-1][close] = again.proved
         return Bounds(torch.cat(lower), torch.cat(proved), LayerBounds.join(layers) if layers else None)
 
-    def _in_float64(self) -> Bounder:
-        """The same for a copy of the net in float64, whose weights are the net's own of now."""
-        if self._wide is None:
+    def _in_float64(self) -> Bounder | None:
+        """The same for a copy of the net in float64 with the net's weights of now; None where bounds fail there."""
+        if self._wide is None and not self._fails_in_float64:
             net = copy.deepcopy(self.net).double()
-            self._wide = Bounder(net, self.input_shape, self.batch_size, self.memory, self.bounded)
+            try:
+                self._wide = Bounder(net, self.input_shape, self.batch_size, self.memory, self.bounded)
+            except SpecError:
+                self._fails_in_float64 = True
+                return None
             self._wide._warned = self._warned
-        self._wide.net.load_state_dict(self.net.state_dict())
+        if self._wide is not None:
+            self._wide.net.load_state_dict(self.net.state_dict())
         return self._wide
