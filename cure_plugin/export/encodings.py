@@ -14,6 +14,7 @@ from torch import Tensor
 from cure_plugin.errors import SpecError
 from cure_plugin.export.encoders import default_encoding, encoder, encodes, refused
 from cure_plugin.sets import (
+    PerturbationBox,
     PerturbationGeometric,
     PerturbationLpBall,
     PerturbationPatch,
@@ -159,7 +160,9 @@ def _leaves(own: PerturbationSet, x: Tensor) -> list[PerturbationSet]:
 
 
 def _is_box(own: PerturbationSet) -> bool:
-    """Whether the hull is the set: linf balls, and patches at one position."""
+    """Whether the hull is the set: boxes, linf balls, and patches at one position."""
+    if type(own) is PerturbationBox:
+        return True
     if type(own) is PerturbationLpBall:
         return not own.shared_budget
     return type(own) is PerturbationPatch and own.block is not None and _positions(own.block) == 1

@@ -22,7 +22,7 @@ from cure_plugin.bounds.margins import relu_boxes
 from cure_plugin.bounds.memory import crown_bytes
 from cure_plugin.bounds.module import bounded_module, default_dtype
 from cure_plugin.bounds.rounding import required_margins
-from cure_plugin.sets import PerturbationLpBall
+from cure_plugin.sets import PerturbationBox
 from cure_plugin.vnncomp.query import Case, Linear
 
 RUNTIME_SHARE = 1e-5
@@ -158,8 +158,7 @@ class Search:
         """(lower bounds of how far each inequality fails, what they must exceed), (B, S) each, of boxes (B, d)."""
         ends = self._shaped(lower), self._shaped(upper)
         middle = ((ends[0] + ends[1]) / 2).clamp(*ends)
-        reach = torch.maximum(middle - ends[0], ends[1] - middle).flatten(1).amax(1) * (1 + 1e-9)
-        boxes = PerturbationLpBall(math.inf, reach, ends)
+        boxes = PerturbationBox(*ends)
         rows = torch.eye(self._uses.shape[1], dtype=torch.float64).expand(len(lower), -1, -1)
         with torch.no_grad(), default_dtype(torch.float64):
             bounds, _ = self._bounded.compute_bounds(

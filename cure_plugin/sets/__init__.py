@@ -5,6 +5,7 @@ from cure_plugin.compat import import_auto_lirpa
 import_auto_lirpa()  # says what to install where it is missing
 
 from cure_plugin.sets.base import PerturbationSet
+from cure_plugin.sets.box import PerturbationBox
 from cure_plugin.sets.geometric import PerturbationGeometric
 from cure_plugin.sets.lp import PerturbationLpBall
 from cure_plugin.sets.patch import PerturbationL0, PerturbationPatch
@@ -24,6 +25,7 @@ from cure_plugin.sets.union import PerturbationUnion
 __all__ = [
     "LpBallSpec",
     "NamedSpec",
+    "PerturbationBox",
     "PerturbationGeometric",
     "PerturbationL0",
     "PerturbationLpBall",
