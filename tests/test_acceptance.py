@@ -258,8 +258,8 @@ def test_alpha_crown_alone_takes_no_boxes_of_other_images() -> None:
     x, ball = torch.rand(1, 16), PerturbationLpBall(math.inf, 1e-3)
     y = net(x).argmax(1)
     bounder = Certifier(net, (16,), alpha_iterations=2)._bounder
-    bounder.bound(x * 0, y, ball, Crown())
-    assert AlphaCrown(2).bounds(bounder, Piece(x, y, ball)).boxes == {}
+    bounder.bound(Piece(region=ball.around(x * 0), y=y), Crown())
+    assert AlphaCrown(2).bounds(bounder, Piece(region=ball.around(x), y=y)).boxes == {}
 
 
 def test_margins_grow_with_terms_and_shrink_with_precision() -> None:
@@ -346,7 +346,7 @@ def test_what_float32_leaves_open_is_bounded_again_in_float64() -> None:
         y = net(x).argmax(1)
         net[-1].bias[y] -= float(-worst_margin_loss(net(x), y)) - 2e-6
     certifier = Certifier(net, (16,))
-    found = certifier._bounder.bound(x, y, ball, IbpBound())
+    found = certifier._bounder.bound(Piece(region=ball.around(x), y=y), IbpBound())
     assert float(found.lower) < float(required_margins(certifier._bounder.bounded, x, y, ball, {}))
     assert bool(found.proved)
     with torch.no_grad():

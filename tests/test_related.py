@@ -27,6 +27,7 @@ from cure_plugin.certification import (
     certify_dataset,
 )
 from cure_plugin.certification.curves import certified_curves
+from cure_plugin.certification.method import Piece
 from cure_plugin.certification.related import decide_sets
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import SpecError
@@ -172,11 +173,13 @@ def test_hopeless_images_keep_coupled_bounds_and_cost_no_alpha_crown(monkeypatch
     x, y = labelled(small_net(), 3)
     certifier, ball = Certifier(small_net(), SHAPE), PerturbationLpBall(2, 3.0)
     crown = certifier.lower_bound(x, y, ball, "CROWN")
-    found = certifier._bounder.bound(x, y, ball, Coupled())
+    found = certifier._bounder.bound(Piece(region=ball.around(x), y=y), Coupled())
     coupled, layers = found.lower, found.layers
     assert layers is not None and bool(layers.hopeless.all()) and bool((coupled >= crown).all())
     monkeypatch.setattr("cure_plugin.certification.bound_methods.AlphaCrown._optimised", None)
-    assert torch.equal(certifier._bounder.bound(x, y, ball, AlphaCrown(), layers).lower, coupled)
+    assert torch.equal(
+        certifier._bounder.bound(Piece(region=ball.around(x), y=y, known=layers), AlphaCrown()).lower, coupled
+    )
     bounds = certifier._bounder.coupled
     rest = bounds.bounds(x, y, ball, torch.full((3,), torch.inf))
     assert not bool(rest.hopeless.any()) and bool((rest.margins >= layers.margins).all())
@@ -244,6 +247,7 @@ import sys, torch
 sys.path.insert(0, "tests")
 from peak_memory import peak
 from cure_plugin.certification import METHODS
+from cure_plugin.certification.method import Piece
 from cure_plugin.certification.bounder import Bounder
 from cure_plugin.nets import NetSpec, build_net
 from cure_plugin.sets import set_spec
@@ -252,7 +256,8 @@ net = build_net(NetSpec("cnn_small", (1, 28, 28)), torch.Generator().manual_seed
 bounder = Bounder(net, (1, 28, 28), 100, 100.0)
 x = 0.5 + 0.1 * torch.rand(count, 1, 28, 28)
 before = peak()
-bounder.bound(x, torch.zeros(count, dtype=torch.long), set_spec("linf=0.5").build(), METHODS.make(method))
+piece = Piece(region=set_spec("linf=0.5").build().around(x), y=torch.zeros(count, dtype=torch.long))
+bounder.bound(piece, METHODS.make(method))
 after = peak()
 print(after - before, METHODS.make(method).bytes_per_image(bounder.bounded, 4))
 """

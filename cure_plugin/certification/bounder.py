@@ -19,7 +19,6 @@ from cure_plugin.bounds.rounding import required_margins
 from cure_plugin.certification.method import BoundMethod, Piece
 from cure_plugin.errors import MemoryWarning, SpecError
 from cure_plugin.inputs import like
-from cure_plugin.sets import PerturbationSet
 
 
 @dataclass(frozen=True)
@@ -94,47 +93,32 @@ class Bounder:
                 )
         return max(1, min(self.batch_size, int(self.memory * 2**30) // max(1, self._needed_bytes[method])))
 
-    def bound(
-        self,
-        x: Tensor,
-        y: Tensor,
-        perturbation: PerturbationSet,
-        method: BoundMethod,
-        known: LayerBounds | None = None,
-        skipped: int = 0,
-    ) -> Bounds:
+    def bound(self, whole: Piece, method: BoundMethod) -> Bounds:
         """Lower bounds of the smallest margin of each image, which of them are proofs, and what later methods can use.
 
         What float32 leaves between 0 and its rounding errors is bounded again in float64.
 
-        Args:
-            known: what an earlier call gave for the same images and set; coupled and alpha-CROWN start from it.
-            skipped: rounds of coupled bounds that are known not to be enough.
+        Coupled and alpha-CROWN start from what is known of the layers.
         """
         lower: list[Tensor] = []
         proved: list[Tensor] = []
         layers: list[LayerBounds] = []
-        for index in torch.arange(x.shape[0]).split(self.batch(method)):
-            some, given = perturbation.select(x, index), known.select(index) if known else None
-            piece = Piece(x[index], y[index], some, given, skipped)
+        for index in torch.arange(len(whole.y)).split(self.batch(method)):
+            piece = whole.select(index)
             found = method.bounds(self, piece)
             lower.append(found.lower)
             layers += [found.layers] if found.layers else []
             needed = torch.zeros_like(found.lower)
             if bool((found.lower > 0).any()):
-                needed = required_margins(self.bounded, piece.x, piece.y, some, found.boxes).cpu()
+                needed = required_margins(self.bounded, piece.x, piece.y, piece.perturbation, found.boxes).cpu()
             proved.append(found.lower > needed)
             close = ((found.lower > 0) & ~proved[-1]).nonzero().flatten()
-            wide = self._in_float64() if close.numel() and x.dtype == torch.float32 else None
+            wide = self._in_float64() if close.numel() and piece.x.dtype == torch.float32 else None
             if wide is not None:
                 enough = int(found.layers.rounds[close].amin()) if found.layers else 0
-                again = wide.bound(
-                    piece.x[close].double(),
-                    piece.y[close],
-                    some.select(piece.x, close),
-                    method,
-                    skipped=max(0, enough - 1),
-                )
+                some = piece.select(close)
+                region = some.perturbation.around(some.x.double())
+                again = wide.bound(Piece(region=region, y=some.y, skipped=max(0, enough - 1)), method)
                 proved[-1][close] = again.proved
         return Bounds(torch.cat(lower), torch.cat(proved), LayerBounds.join(layers) if layers else None)
 

@@ -6,7 +6,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -54,8 +54,7 @@ class Splitting(Method):
     def run(self, work: Work) -> Found:
         results = []
         for index in torch.arange(len(work.x)).split(1):
-            some = work.perturbation.select(work.x, index)
-            results.append(self.split(replace(work, x=work.x[index], y=work.y[index], perturbation=some)))
+            results.append(self.split(work.select(index)))
         points, margins = work.x.clone(), [result.margin for result in results]
         for index, result in enumerate(results):
             if result.counterexample is not None:
@@ -74,7 +73,7 @@ class Splitting(Method):
         starts = work.generator or torch.Generator(work.x.device).manual_seed(0)
 
         def prove(x: Tensor, y: Tensor, pieces: PerturbationSet, method: str) -> Found:
-            return METHODS.make(method).run(Work(work.bounder, x, y, pieces))
+            return METHODS.make(method).run(Work(bounder=work.bounder, region=pieces.around(x), y=y))
 
         def attack(x: Tensor, y: Tensor, pieces: PerturbationSet) -> Tensor | None:
             points = pgd(work.bounder.net, x, y, pieces, _ATTACK_STEPS, worst_margin_loss, True, starts)

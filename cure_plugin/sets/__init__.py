@@ -9,6 +9,7 @@ from cure_plugin.sets.box import PerturbationBox
 from cure_plugin.sets.geometric import PerturbationGeometric
 from cure_plugin.sets.lp import PerturbationLpBall
 from cure_plugin.sets.patch import PerturbationL0, PerturbationPatch
+from cure_plugin.sets.region import Region
 from cure_plugin.sets.registry import kinds, register_perturbation
 from cure_plugin.sets.spec import (
     LpBallSpec,
@@ -32,6 +33,7 @@ __all__ = [
     "PerturbationPatch",
     "PerturbationSet",
     "PerturbationUnion",
+    "Region",
     "SetSpec",
     "UnionSpec",
     "kinds",
