@@ -22,7 +22,7 @@ from cure_plugin.export.marabou import ask_marabou
 from cure_plugin.export.parity import OnnxNet, parity
 from cure_plugin.files import write_text
 from cure_plugin.json_files import plain, write_lines
-from cure_plugin.report import Example, text_table, write_report
+from cure_plugin.report import Example, Page, text_table, write_report
 from cure_plugin.sets import set_spec
 from cure_plugin.training import Trainer, load_recipe
 from cure_plugin.vnncomp.graphs import read_model, write_model
@@ -97,13 +97,15 @@ def run_demo(folder: Path, say: Say, images: int = 200, progress: bool = True) -
     write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_report(
         folder / "report.html",
-        "cure_plugin demo: one net for linf, l2 and l1",
-        {name: method.summary for name, method in methods.items()},
-        CURVE_FACTORS,
-        curves,
-        _examples(methods["cure"], test),
-        notes,
-        records={name: method.records for name, method in methods.items()},
+        Page(
+            "cure_plugin demo: one net for linf, l2 and l1",
+            {name: method.summary for name, method in methods.items()},
+            records={name: method.records for name, method in methods.items()},
+            factors=CURVE_FACTORS,
+            curves=curves,
+            examples=_examples(methods["cure"], test),
+            notes=notes,
+        ),
     )
     say(f"report: {folder / 'report.html'} ({summary['seconds']:.0f} s)")
     return summary

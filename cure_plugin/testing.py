@@ -9,7 +9,7 @@ import torch
 from auto_LiRPA import BoundedTensor
 from torch import Tensor, nn
 
-from cure_plugin.attacks import cross_entropy, find_counterexample, pgd, pgd_variable
+from cure_plugin.attacks import Pgd, cross_entropy, find_counterexample, pgd, pgd_variable
 from cure_plugin.bounds.module import bounded_module, default_dtype
 from cure_plugin.certification import METHODS, Certifier, Method
 from cure_plugin.sets import PerturbationGeometric, PerturbationLpBall, PerturbationPatch, PerturbationSet
@@ -92,7 +92,7 @@ class PerturbationTestCase:
         points = [perturbation.sample(x) for _ in range(self.samples // len(x))]
         every, y = x.repeat(3, 1, 1, 1), torch.arange(3).repeat_interleave(len(x))
         for objective in (cross_entropy, lambda z, label: z.gather(1, label[:, None])[:, 0]):
-            points += pgd(net, every, y, perturbation, 20, objective).split(len(x))
+            points += pgd(net, every, y, perturbation, Pgd(20, objective)).split(len(x))
         with torch.no_grad():
             outputs = torch.stack([net(point) for point in points])
         for method in self.methods:
@@ -171,7 +171,7 @@ class LossTestCase:
         torch.manual_seed(0)
         hidden = [nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)]
         net, perturbation = nn.Sequential(*hidden).eval(), self.perturbation().scaled(scale)
-        variable, _ = pgd_variable(net, x, y, perturbation, 8, generator=torch.Generator().manual_seed(0))
+        variable, _ = pgd_variable(net, x, y, perturbation, generator=torch.Generator().manual_seed(0))
         return Batch(bounded_module(net, (1, 8, 8)), net, x, y, perturbation, variable)
 
     def test_values_and_vectors_are_those_of_the_samples(self) -> None:

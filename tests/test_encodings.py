@@ -333,7 +333,7 @@ def test_balls_in_the_form_of_alpha_beta_crown(images: Tensor, tmp_path: Path) -
     loaded = loader({"epsilon": 0.5, "norm": 2})
     assert torch.equal(loaded["X"], data.batch(slice(0, 3))[0]) and loaded["labels"].tolist() == [0, 1, 2]
     with pytest.raises(SpecError, match="is for l1 and l2 balls"):
-        write_abcrown(tmp_path / "a.yaml", tmp_path / "onnx" / "model.onnx", data, specs[0], 5)
+        write_abcrown(tmp_path / "a.yaml", tmp_path / "onnx" / "model.onnx", data, specs[0].build(), 5)
 
 
 def test_networks_are_written_once(images: Tensor, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cure_plugin.attacks import pgd, worst_margin_loss
+from cure_plugin.attacks import Pgd, pgd, worst_margin_loss
 from cure_plugin.certification.method import METHODS, Found, Method, Work
 from cure_plugin.checks import check_count
 from cure_plugin.errors import SpecError
@@ -28,8 +28,8 @@ _COSTLY_PIECES = 4
 """Pieces handed to the later, costly methods at a time: few, as one of them may settle the image."""
 
 
-_ATTACK_STEPS = 10
-"""Of PGD on the pieces that no method proves."""
+_ATTACK = Pgd(10, worst_margin_loss)
+"""On the pieces that no method proves."""
 
 
 @METHODS.register("splitting")
@@ -77,7 +77,7 @@ class Splitting(Method):
             return METHODS.make(method).run(Work(work.bounder, x, y, pieces))
 
         def attack(x: Tensor, y: Tensor, pieces: PerturbationSet) -> Tensor | None:
-            points = pgd(work.bounder.net, x, y, pieces, _ATTACK_STEPS, worst_margin_loss, True, starts)
+            points = pgd(work.bounder.net, x, y, pieces, _ATTACK, starts)
             margin, worst = _margins(work, points, y).min(0)
             return points[worst] if margin <= 0 else None
 
