@@ -19,7 +19,7 @@ from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import MissingDependencyError
 from cure_plugin.export import encode, onnx_model, read_query, write_vnnlib
 from cure_plugin.export.marabou import ask_marabou
-from cure_plugin.export.parity import OnnxNet, parity
+from cure_plugin.export.parity import RuntimeNet, parity
 from cure_plugin.files import write_text
 from cure_plugin.json_files import plain, write_lines
 from cure_plugin.report import Example, Page, text_table, write_report
@@ -38,7 +38,7 @@ SETS = ("linf=0.1", "l2=0.5", "l1=1.0")
 
 CERTIFICATION_METHODS = ("IBP", "CROWN-IBP", "CROWN")
 CURVE_METHODS = CERTIFICATION_METHODS
-CURVE_FACTORS = tuple(step / 8 for step in range(13))
+_FACTORS = tuple(step / 8 for step in range(13))
 EXPORTED_PER_STATUS = 4
 MARABOU_TIMEOUT = 60
 
@@ -80,7 +80,7 @@ def run_demo(folder: Path, say: Say, images: int = 200, progress: bool = True) -
     notes = _export_and_check(methods["cure"], test, folder, say)
     curves = {
         name: certified_curves(
-            Certifier(method.net, test.shape, CURVE_METHODS), test, specs, CURVE_FACTORS, progress, f"curves {name}"
+            Certifier(method.net, test.shape, CURVE_METHODS), test, specs, _FACTORS, progress, f"curves {name}"
         )
         for name, method in methods.items()
     }
@@ -101,7 +101,7 @@ def run_demo(folder: Path, say: Say, images: int = 200, progress: bool = True) -
             "cure_plugin demo: one net for linf, l2 and l1",
             {name: method.summary for name, method in methods.items()},
             records={name: method.records for name, method in methods.items()},
-            factors=CURVE_FACTORS,
+            factors=_FACTORS,
             curves=curves,
             examples=_examples(methods["cure"], test),
             notes=notes,
@@ -140,7 +140,7 @@ def _export_and_check(method: _Method, test: ImageData, folder: Path, say: Say) 
     x, y = test.batch(slice(0, len(test)))
     notes = [f"onnxruntime: largest difference to PyTorch's logits {parity(method.net, model_path, x):.1e}"]
     spec = set_spec(SETS[0])
-    outside = OnnxNet(model_path)
+    outside = RuntimeNet(model_path)
     replayed = 0
     instances = []
     chosen = [

@@ -21,7 +21,7 @@ from cure_plugin.errors import DataError, SpecError
 from cure_plugin.export import Encoding, default_encoding, encode, encoding_names, onnx_model, read_onnx_net, read_query
 from cure_plugin.export.abcrown import write_abcrown
 from cure_plugin.export.files import export_instances
-from cure_plugin.export.parity import OnnxNet
+from cure_plugin.export.parity import RuntimeNet
 from cure_plugin.sets import LpBallSpec, set_spec
 from cure_plugin.vnncomp.fixed_point import float32_above, float32_below, rounded_down, rounded_up
 from cure_plugin.vnncomp.graphs import write_model
@@ -69,7 +69,7 @@ def exported(front: str) -> tuple[torch.nn.Sequential, onnx.ModelProto]:
 
 def outputs_of(encoding: Encoding, path: Path, points: list[np.ndarray]) -> np.ndarray:
     write_model(encoding.model, path)
-    return OnnxNet(path)(torch.from_numpy(np.stack(points))).double().numpy()
+    return RuntimeNet(path)(torch.from_numpy(np.stack(points))).double().numpy()
 
 
 def beyond(encoding: Encoding, generator: np.random.Generator) -> list[np.ndarray]:
@@ -190,7 +190,7 @@ def test_chains_with_a_front_are_read_back(images: Tensor, tmp_path: Path) -> No
     net, shape = read_onnx_net(tmp_path / "net.onnx")
     point = torch.from_numpy(encoding.to_input(torch.tensor([[3.0]]))).float()[None]
     assert shape == (65,)
-    assert np.allclose(net(point).detach(), OnnxNet(tmp_path / "net.onnx")(point), atol=1e-5)
+    assert np.allclose(net(point).detach(), RuntimeNet(tmp_path / "net.onnx")(point), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from cure_plugin.sets import PerturbationSet
 Prove = Callable[[Tensor, Tensor, PerturbationSet, str], Found]
 """(x (B, *input), y (B,), set, name of a method) -> what the method finds."""
 
-Attack = Callable[[Tensor, Tensor, PerturbationSet], Tensor | None]
+Refute = Callable[[Tensor, Tensor, PerturbationSet], Tensor | None]
 """(x (B, *input), y (B,), set) -> a misclassified point (*input) of one of the images' sets, or None."""
 
 _COSTLY_PIECES = 4
@@ -120,7 +120,7 @@ class _Open:
 
 def prove_by_splitting(
     prove: Prove,
-    attack: Attack,
+    attack: Refute,
     x: Tensor,
     y: Tensor,
     perturbation: PerturbationSet,
