@@ -83,10 +83,11 @@ class Pgd:
 _DEFAULT = Pgd()
 
 _SPELLED_OUT = ("steps", "objective", "random_start", "generator", "momentum", "best", "first_steps")
+"""Options in the order of version 0.1."""
 
 
 def _also_spelled_out(attack: Callable[P, R]) -> Callable[P, R]:
-    """Take, for a release, the fields of a :class:`Pgd` one by one, in the order of version 0.1, where it stands."""
+    """Let, for a release, options one by one stand where ``attack`` takes a :class:`Pgd`."""
     place = list(inspect.signature(attack).parameters).index("search")
     rearranged: Callable[..., R] = attack
 
