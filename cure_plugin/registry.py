@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import entry_points
@@ -19,6 +20,13 @@ def unknown(what: str, name: Any, known: Iterable[str]) -> SpecError:
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return SpecError(f"unknown {what} {name!r}; {hint}known: {', '.join(names)}")
+
+
+@functools.cache
+def load_installed(group: str) -> None:
+    """Import, once, what installed packages name in an entry-point group: their modules register what is in them."""
+    for entry in entry_points(group=group):
+        entry.load()
 
 
 class Registry(Generic[T]):
@@ -61,9 +69,7 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names, those of installed packages included."""
-        for entry in entry_points(group=self.group):
-            if entry.name not in self._classes:
-                entry.load()  # importing the module registers its classes
+        load_installed(self.group)
         return list(self._classes)
 
     def named(self, name: Any) -> type[T]:

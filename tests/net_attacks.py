@@ -12,7 +12,7 @@ from random_nets import Drawn
 from torch import Tensor, nn
 
 from cure_plugin import PerturbationGeometric, PerturbationLpBall, PerturbationPatch, PerturbationSet, PerturbationUnion
-from cure_plugin.attacks import pgd, worst_margin_loss
+from cure_plugin.attacks import Pgd, pgd, worst_margin_loss
 from cure_plugin.bounds.module import bounded_module, default_dtype
 from cure_plugin.certification import Certifier
 from cure_plugin.errors import SpecError
@@ -52,7 +52,7 @@ def reached(net: nn.Module, x: Tensor, perturbation: PerturbationSet, steps: int
     directions = torch.cat([torch.eye(classes), -torch.eye(classes)]).repeat(2, 1).to(x)
     y = torch.zeros(len(directions), dtype=torch.long)
     many = x.expand(len(directions), *x.shape[1:])
-    points = pgd(net, many, y, perturbation, steps, lambda z, _: (z * directions).sum(1), True, generator)
+    points = pgd(net, many, y, perturbation, Pgd(steps, lambda z, _: (z * directions).sum(1)), generator)
     with torch.no_grad():
         values = torch.cat([*found, net(points)])
     return values.amin(0), values.amax(0)
@@ -105,8 +105,8 @@ def worst(net: nn.Module, x: Tensor, y: Tensor, perturbation: PerturbationSet, s
     repeated, labels = x.expand(many, *x.shape[1:]), y.expand(many)
     points = torch.cat(
         [
-            pgd(net, repeated, labels, perturbation, steps, worst_margin_loss, True, generator),
-            pgd(net, x, y, perturbation, steps, worst_margin_loss, False, generator, 0.7),
+            pgd(net, repeated, labels, perturbation, Pgd(steps, worst_margin_loss), generator),
+            pgd(net, x, y, perturbation, Pgd(steps, worst_margin_loss, False, 0.7), generator),
         ]
     )
     with torch.no_grad():

@@ -12,7 +12,7 @@ from auto_LiRPA import BoundedModule
 from torch import Tensor, nn
 
 from cure_plugin import PerturbationLpBall, PerturbationPatch, PerturbationSet, PerturbationUnion
-from cure_plugin.attacks import find_counterexample, pgd_variable, worst_margin_loss
+from cure_plugin.attacks import Pgd, find_counterexample, pgd_variable, worst_margin_loss
 from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.bounds.margins import LayerBounds, crown_bounds
 from cure_plugin.bounds.module import bounded_module
@@ -200,7 +200,7 @@ def test_alpha_crown_from_known_boxes_holds(text: str, dtype: torch.dtype) -> No
         for verdict, image, label in zip(verdicts, x, y, strict=True):
             if verdict.status == "falsified":
                 continue
-            point_loss = pgd_variable(net, image[None], label[None], ball, 40, worst_margin_loss)[1]
+            point_loss = pgd_variable(net, image[None], label[None], ball, Pgd(40, worst_margin_loss))[1]
             assert verdict.margin <= -float(point_loss) + 1e-5
         crown = Certifier(net, SHAPE, ("CROWN",), attack_steps=10)
         for one, other in zip(certifier.decide(x, y, ball)[0], crown.decide(x, y, ball)[0], strict=True):
@@ -354,7 +354,7 @@ def test_attack_with_momentum_stays_inside(text: str) -> None:
     x, y = labelled(net, 5)
     perturbation = set_spec(text).build()
     generator = torch.Generator().manual_seed(0)
-    variable, value = pgd_variable(net, x, y, perturbation, 10, worst_margin_loss, True, generator, 0.5)
+    variable, value = pgd_variable(net, x, y, perturbation, Pgd(10, worst_margin_loss, momentum=0.5), generator)
     point = perturbation.decode(x, variable)
     assert bool(perturbation.contains(x, point, 1e-4).all())
     with torch.no_grad():

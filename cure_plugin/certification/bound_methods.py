@@ -10,7 +10,7 @@ from auto_LiRPA import BoundedModule
 from torch import Tensor
 
 from cure_plugin.attacks import worst_margin_loss
-from cure_plugin.bounds.margins import Box, crown_bounds, lower_margins, relu_boxes
+from cure_plugin.bounds.margins import NodeBox, crown_bounds, lower_margins, relu_boxes
 from cure_plugin.bounds.memory import alpha_crown_bytes, coupled_bytes, crown_bytes
 from cure_plugin.bounds.operators import optimisable
 from cure_plugin.bounds.rounding import required_margins
@@ -134,7 +134,7 @@ class AlphaCrown(BoundMethod):
             lower[left] = torch.fmax(lower[left], full)
         return lower
 
-    def _optimised(self, bounder: Bounder, piece: Piece, boxes: dict[str, Box] | None) -> Tensor:
+    def _optimised(self, bounder: Bounder, piece: Piece, boxes: dict[str, NodeBox] | None) -> Tensor:
         """alpha-CROWN over given ``boxes`` of the layers, or with those of its own; (B,)."""
         x, y, perturbation = piece.x, piece.y, piece.perturbation
         if not bounder.bounded.relus or not optimisable(bounder.bounded):  # no slopes to choose, or none that it can

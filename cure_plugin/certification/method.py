@@ -10,7 +10,7 @@ import torch
 from auto_LiRPA import BoundedModule
 from torch import Tensor
 
-from cure_plugin.bounds.margins import Box, LayerBounds
+from cure_plugin.bounds.margins import LayerBounds, NodeBox
 from cure_plugin.registry import Registry
 from cure_plugin.sets import PerturbationSet, Region
 
@@ -131,7 +131,7 @@ class PieceBounds:
     """
 
     lower: Tensor
-    boxes: dict[str, Box]
+    boxes: dict[str, NodeBox]
     layers: LayerBounds | None = None
 
 

@@ -23,7 +23,7 @@ from cure_plugin.sets import (
 )
 from cure_plugin.sets.geometric.hull import interval_hull
 from cure_plugin.sets.geometric.planes import linear_planes
-from cure_plugin.vnncomp.property import Box, Property
+from cure_plugin.vnncomp.property import InputBox, Property
 from cure_plugin.vnncomp.questions import (
     Question,
     contrast_and_brightness,
@@ -205,7 +205,7 @@ def _planes(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationGeom
     return _front_encoding("planes", question, x, False, to_input, (weight, bias))
 
 
-def planes_with_slack(x: Tensor, own: PerturbationGeometric) -> tuple[np.ndarray, Box]:
+def planes_with_slack(x: Tensor, own: PerturbationGeometric) -> tuple[np.ndarray, InputBox]:
     """A slope (d, k), float32, and a box of k parameters and d slacks around one image (1, C, H, W).
 
     Every transformed image is slope @ parameters + slack for parameters and a slack in the box.
@@ -309,7 +309,7 @@ def _radius(encoding: str, own: PerturbationLpBall) -> tuple[float, float]:
     return own.p, float(eps)
 
 
-def _hull(own: PerturbationSet, x: Tensor) -> Box:
+def _hull(own: PerturbationSet, x: Tensor) -> InputBox:
     """The pixel hull, in float64."""
     if type(own) is PerturbationGeometric:
         own = copy.copy(own)
