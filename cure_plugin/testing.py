@@ -178,7 +178,7 @@ class LossTestCase:
         hidden = [nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)]
         net, perturbation = nn.Sequential(*hidden).eval(), self.perturbation().scaled(scale)
         variable, _ = pgd_variable(net, x, y, perturbation, generator=torch.Generator().manual_seed(0))
-        return Batch(bounded_module(net, (1, 8, 8)), net, x, y, perturbation, variable)
+        return Batch(bounded_module(net, (1, 8, 8)), net, perturbation.around(x), y, variable)
 
     def test_values_and_vectors_are_those_of_the_samples(self) -> None:
         found = self.make().of(self.batch())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cure_plugin.checks import check_count, check_number, check_type
 from cure_plugin.inputs import check_generator, check_labels, check_pair, evaluated
 from cure_plugin.modes import evaluation_mode
-from cure_plugin.sets import PerturbationSet
+from cure_plugin.sets import PerturbationSet, Region
 from cure_plugin.sets.base import check_set, per_image
 
 P = ParamSpec("P")
@@ -66,10 +66,10 @@ class Pgd:
         check_count("steps", self.steps)
         check_number("momentum", self.momentum)
 
-    def start(self, x: Tensor, perturbation: PerturbationSet, generator: torch.Generator | None) -> Tensor:
-        """The attack variable of ``x`` (B, *input) to climb from."""
-        variable = perturbation.random_start(x, generator)
-        return x.clone() if not self.random_start and variable.shape == x.shape else variable
+    def start(self, region: Region, generator: torch.Generator | None) -> Tensor:
+        """The attack variable to climb from."""
+        variable = region.random_start(generator)
+        return region.x.clone() if not self.random_start and variable.shape == region.x.shape else variable
 
     def direction(self, gradient: Tensor, last: Tensor | None) -> Tensor:
         """Where to step: the ``gradient``, and the share of the ``last`` direction that is kept."""
@@ -175,8 +175,8 @@ def pgd_variables(
         (variable, its value (B,)) per job; values of the last variables are those before the last step.
 
     Raises:
-        SpecError: a search that is no :class:`Pgd`, a first step that is not finite and >= 0, no set, or images, labels
-            and a net that do not fit each other.
+        SpecError: a search that is no :class:`Pgd`, a first step that is not finite and >= 0, no set, or images,
+            labels, a set and a net that do not fit each other.
     """
     for length in first_steps or ():
         check_number("first_steps", length)
@@ -189,14 +189,15 @@ def pgd_variables(
     decay_steps = {steps // 2, steps * 7 // 8}
     sizes = [len(x) for x, _, _ in jobs]
     labels = torch.cat([y for _, y, _ in jobs])
+    regions = [perturbation.around(x) for x, _, perturbation in jobs]
     lengths = list(first_steps) if first_steps is not None else [p.attack_step for _, _, p in jobs]
-    variables = [search.start(x, perturbation, generator) for x, _, perturbation in jobs]
+    variables = [search.start(region, generator) for region in regions]
     kept = [(v, v.new_full((n,), -torch.inf)) for v, n in zip(variables, sizes, strict=True)]
     directions: list[Tensor | None] = [None] * len(jobs)
     with evaluation_mode(model), torch.enable_grad():
         for index in range(steps + 1 if best else steps):
             variables = [variable.detach().requires_grad_(index < steps) for variable in variables]
-            images = [p.decode(x, variable) for (x, _, p), variable in zip(jobs, variables, strict=True)]
+            images = [region.decode(variable) for region, variable in zip(regions, variables, strict=True)]
             values = search.objective(evaluated(model, images[0] if len(jobs) == 1 else torch.cat(images)), labels)
             kept = [
                 _better(old, (variable.detach(), value.detach())) if best else (variable, value.detach())
@@ -207,9 +208,9 @@ def pgd_variables(
             gradients = torch.autograd.grad(values.sum(), variables)
             if index > 0 and index in decay_steps:
                 lengths = [length / 10 for length in lengths]
-            for job, ((x, _, p), variable, gradient) in enumerate(zip(jobs, variables, gradients, strict=True)):
+            for job, (region, variable, gradient) in enumerate(zip(regions, variables, gradients, strict=True)):
                 directions[job] = direction = search.direction(gradient, directions[job])
-                variables[job] = p.ascend(x, variable.detach(), direction, lengths[job])
+                variables[job] = region.ascend(variable.detach(), direction, lengths[job])
     if best:
         return kept
     return [(variable, value) for variable, (_, value) in zip(variables, kept, strict=True)]

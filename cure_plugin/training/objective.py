@@ -210,7 +210,8 @@ class CureObjective:
         penalty = x.new_zeros(())
         for k in inputs:
             with normalising_by(statistics), relu_shrinking(bounded, self.relu_shrink):
-                batch = Batch(bounded, model, *inputs[k], scaled[k], variables[k])
+                some, labels = inputs[k]
+                batch = Batch(bounded, model, scaled[k].around(some), labels, variables[k])
                 results[k] = self.sets[k].kind.of(batch)
             if k == watched:
                 penalty = warmup_regularizer(bounded, _input_width(bounded, model))
