@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cure_plugin.export import encode, export_instances, export_onnx, onnx_model
     from cure_plugin.nets import NetSpec, Normalize, build_net
     from cure_plugin.sets import (
+        PerturbationBox,
         PerturbationGeometric,
         PerturbationL0,
         PerturbationLpBall,
@@ -68,6 +69,7 @@ __all__ = [
     "MtlIbp",
     "NetSpec",
     "Normalize",
+    "PerturbationBox",
     "PerturbationGeometric",
     "PerturbationL0",
     "PerturbationLpBall",
@@ -107,6 +109,7 @@ _NAMES = {
     "export": ["encode", "export_instances", "export_onnx", "onnx_model"],
     "nets": ["NetSpec", "Normalize", "build_net"],
     "sets": [
+        "PerturbationBox",
         "PerturbationGeometric",
         "PerturbationL0",
         "PerturbationLpBall",

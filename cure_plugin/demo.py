@@ -19,11 +19,11 @@ from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import MissingDependencyError
 from cure_plugin.export import encode, onnx_model, read_query, write_vnnlib
 from cure_plugin.export.marabou import ask_marabou
-from cure_plugin.export.parity import OnnxNet, parity
+from cure_plugin.export.parity import RuntimeNet, parity
 from cure_plugin.files import write_text
 from cure_plugin.json_files import plain, write_lines
-from cure_plugin.report import Example, text_table, write_report
-from cure_plugin.sets import set_spec
+from cure_plugin.report import Example, Page, text_table, write_report
+from cure_plugin.sets import SetSpec, set_spec
 from cure_plugin.training import Trainer, load_recipe
 from cure_plugin.vnncomp.graphs import read_model, write_model
 from cure_plugin.vnncomp.instances import Instance, write_instances
@@ -36,9 +36,11 @@ RECIPES = {"cure": "demo_cure", "linf": "demo_linf"}
 SETS = ("linf=0.1", "l2=0.5", "l1=1.0")
 """The paper's MNIST radii."""
 
+_SPECS = tuple(map(set_spec, SETS))
+
 CERTIFICATION_METHODS = ("IBP", "CROWN-IBP", "CROWN")
 CURVE_METHODS = CERTIFICATION_METHODS
-CURVE_FACTORS = tuple(step / 8 for step in range(13))
+_FACTORS = tuple(step / 8 for step in range(13))
 EXPORTED_PER_STATUS = 4
 MARABOU_TIMEOUT = 60
 
@@ -66,21 +68,20 @@ def run_demo(folder: Path, say: Say, images: int = 200, progress: bool = True) -
     """
     started = time.perf_counter()
     test = load_data("mnist-slice", train=False).first(images)
-    specs = [set_spec(text) for text in SETS]
     methods = {}
     reused = [name for name in RECIPES if (folder / name / "checkpoint.pt").exists()]
     for name, recipe in RECIPES.items():
         net = _train(name, recipe, folder / name, say, progress)
         certifier = Certifier(net, test.shape, CERTIFICATION_METHODS)
         records = certify_dataset(
-            certifier, test, specs, folder / name / "results.jsonl", progress=progress, label=f"certify {name}"
+            certifier, test, _SPECS, folder / name / "results.jsonl", progress=progress, label=f"certify {name}"
         )
         methods[name] = _Method(net, certifier, records, summarize(records))
     say(text_table({name: method.summary for name, method in methods.items()}))
     notes = _export_and_check(methods["cure"], test, folder, say)
     curves = {
         name: certified_curves(
-            Certifier(method.net, test.shape, CURVE_METHODS), test, specs, CURVE_FACTORS, progress, f"curves {name}"
+            Certifier(method.net, test.shape, CURVE_METHODS), test, _SPECS, _FACTORS, progress, f"curves {name}"
         )
         for name, method in methods.items()
     }
@@ -97,13 +98,15 @@ def run_demo(folder: Path, say: Say, images: int = 200, progress: bool = True) -
     write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_report(
         folder / "report.html",
-        "cure_plugin demo: one net for linf, l2 and l1",
-        {name: method.summary for name, method in methods.items()},
-        CURVE_FACTORS,
-        curves,
-        _examples(methods["cure"], test),
-        notes,
-        records={name: method.records for name, method in methods.items()},
+        Page(
+            "cure_plugin demo: one net for linf, l2 and l1",
+            {name: method.summary for name, method in methods.items()},
+            records={name: method.records for name, method in methods.items()},
+            factors=_FACTORS,
+            curves=curves,
+            examples=_examples(methods["cure"], test),
+            notes=notes,
+        ),
     )
     say(f"report: {folder / 'report.html'} ({summary['seconds']:.0f} s)")
     return summary
@@ -137,8 +140,7 @@ def _export_and_check(method: _Method, test: ImageData, folder: Path, say: Say) 
     write_model(model, model_path)
     x, y = test.batch(slice(0, len(test)))
     notes = [f"onnxruntime: largest difference to PyTorch's logits {parity(method.net, model_path, x):.1e}"]
-    spec = set_spec(SETS[0])
-    outside = OnnxNet(model_path)
+    spec, outside = _SPECS[0], RuntimeNet(model_path)
     replayed = 0
     instances = []
     chosen = [
@@ -152,7 +154,7 @@ def _export_and_check(method: _Method, test: ImageData, folder: Path, say: Say) 
         write_vnnlib(path, wanted, comment=f"MNIST test image {index}, {spec}; our verdict: {status}")
         instances.append(Instance(model_path.name, f"vnnlib/{path.name}", 60))
         if status == "falsified":
-            point = _counterexample(method, x, y, index, SETS[0])
+            point = _counterexample(method, x, y, index, spec)
             logits = outside(point)[0].double().numpy()
             replayed += read_query(path).satisfied(point.flatten().double().numpy(), logits, tolerance=1e-6)
     write_instances(folder / "instances.csv", instances)
@@ -164,9 +166,9 @@ def _export_and_check(method: _Method, test: ImageData, folder: Path, say: Say) 
     return notes
 
 
-def _counterexample(method: _Method, x: torch.Tensor, y: torch.Tensor, index: int, set_text: str) -> torch.Tensor:
+def _counterexample(method: _Method, x: torch.Tensor, y: torch.Tensor, index: int, spec: SetSpec) -> torch.Tensor:
     """The attack's point for one falsified image, (1, C, H, W); the attack is run again, with a few seeds."""
-    perturbation = set_spec(set_text).build()
+    perturbation = spec.build()
     points = x[index : index + 1]
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
@@ -180,11 +182,11 @@ def _counterexample(method: _Method, x: torch.Tensor, y: torch.Tensor, index: in
 
 def _ask_marabou(method: _Method, test: ImageData, model_path: Path) -> list[str]:
     """Marabou on an instance that we prove, and on a counterexample of ours as a box of one point."""
-    spec = set_spec(SETS[0])
+    spec = _SPECS[0]
     x, y = test.batch(slice(0, len(test)))
     cases = [(f"image {i}, {spec}", "proved", i, x[i], spec) for i in _pick(method.records, spec.name, "proved", 1)]
     for i in _pick(method.records, spec.name, "falsified", 1):
-        point = _counterexample(method, x, y, i, SETS[0])[0]
+        point = _counterexample(method, x, y, i, spec)[0]
         cases.append((f"counterexample of image {i}, {spec}", "falsified", i, point, set_spec("linf=0")))
     notes, model = [], read_model(model_path)
     for name, verdict, index, image, box in cases:
@@ -206,15 +208,14 @@ def _examples(method: _Method, test: ImageData) -> dict[str, list[Example]]:
         "Attacked": [],
         "Undecided": [],
     }
-    for text in SETS:
-        name = set_spec(text).name
-        for index in _pick(method.records, name, "falsified", 2):
-            point = _counterexample(method, x, y, index, text)[0]
+    for spec in _SPECS:
+        for index in _pick(method.records, spec.name, "falsified", 2):
+            point = _counterexample(method, x, y, index, spec)[0]
             with torch.no_grad():
                 seen = int(method.net(point[None]).argmax(1))
-            caption = f"image {index} ({text}): a {int(y[index])}, attacked it reads {seen}"
+            caption = f"image {index} ({spec}): a {int(y[index])}, attacked it reads {seen}"
             examples["Attacked"].append(Example(x[index], point, caption))
-        for index in _pick(method.records, name, "undecided", 2):
-            margin = method.records[index].sets[name].margin
-            examples["Undecided"].append(Example(x[index], None, f"image {index} ({text}): best bound {margin:.2f}"))
+        for index in _pick(method.records, spec.name, "undecided", 2):
+            margin = method.records[index].sets[spec.name].margin
+            examples["Undecided"].append(Example(x[index], None, f"image {index} ({spec}): best bound {margin:.2f}"))
     return examples

@@ -13,7 +13,7 @@ import cattrs
 from cure_plugin.errors import DataError, OutputError
 from cure_plugin.files import write_text
 
-Kind = TypeVar("Kind")
+T = TypeVar("T")
 
 CONVERTER = cattrs.Converter(forbid_extra_keys=True)
 """Between dataclasses and what JSON knows; a key that is none of the dataclass's, as of another version, is refused."""
@@ -42,7 +42,7 @@ def plain(record: Any) -> dict[str, Any]:
     return CONVERTER.unstructure(record)
 
 
-def read_record(text: str, kind: type[Kind]) -> Kind:
+def read_record(text: str, kind: type[T]) -> T:
     """The record that ``text`` is.
 
     Raises:
@@ -69,11 +69,11 @@ def _reason(error: BaseException, kind: type | None) -> str:
 
 def read_lines(
     path: Path,
-    kind: type[Kind],
+    kind: type[T],
     remedy: str,
-    check: Callable[[Kind, list[Kind]], None] = lambda record, before: None,
+    check: Callable[[T, list[T]], None] = lambda record, before: None,
     torn: bool = False,
-) -> list[Kind]:
+) -> list[T]:
     """The records of a file, one on each line.
 
     Args:
@@ -88,7 +88,7 @@ def read_lines(
         *lines, rest = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read results {path}: {error}; {remedy}") from error
-    records: list[Kind] = []
+    records: list[T] = []
     for number, line in enumerate([*lines, rest] if rest else lines, 1):
         try:
             record = read_record(line, kind)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from cure_plugin.errors import SpecError, first_line
@@ -21,20 +22,22 @@ def unknown(what: str, name: Any, known: Iterable[str]) -> SpecError:
     return SpecError(f"unknown {what} {name!r}; {hint}known: {', '.join(names)}")
 
 
-def load(entry: EntryPoint) -> None:
-    """Import the module that an entry point names, which registers its variants.
+@functools.cache
+def load_installed(group: str) -> None:
+    """Import, once, what installed packages name in an entry-point group: their modules register what is in them.
 
     Raises:
-        SpecError: the import fails; the message names the package to mend or to uninstall.
+        SpecError: an import fails; the message names the package to mend or to uninstall.
     """
-    try:
-        entry.load()
-    except Exception as error:
-        owner = f"package {entry.dist.name!r}" if entry.dist else "a package"
-        raise SpecError(
-            f"{owner} names {entry.value!r} in the entry-point group {entry.group}, but importing it fails: "
-            f"{type(error).__name__}: {first_line(error)}; mend or uninstall that package"
-        ) from error
+    for entry in entry_points(group=group):
+        try:
+            entry.load()
+        except Exception as error:
+            owner = f"package {entry.dist.name!r}" if entry.dist else "a package"
+            raise SpecError(
+                f"{owner} names {entry.value!r} in the entry-point group {group}, but importing it fails: "
+                f"{type(error).__name__}: {first_line(error)}; mend or uninstall that package"
+            ) from error
 
 
 class Registry(Generic[T]):
@@ -77,9 +80,7 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names, those of installed packages included."""
-        for entry in entry_points(group=self.group):
-            if entry.name not in self._classes:
-                load(entry)
+        load_installed(self.group)
         return list(self._classes)
 
     def named(self, name: Any) -> type[T]:

@@ -1,21 +1,27 @@
-"""Base test cases that sets, losses and methods, ours or a third party's, inherit (they need pytest only to run)."""
+"""Base test cases that variants of each kind, ours or a third party's, inherit (they need pytest only to run)."""
 
 from __future__ import annotations
 
 import math
 import pickle
+import tempfile
+from pathlib import Path
 
 import torch
 from auto_LiRPA import BoundedTensor
 from torch import Tensor, nn
 
-from cure_plugin.attacks import cross_entropy, find_counterexample, pgd, pgd_variable
+from cure_plugin.attacks import Pgd, cross_entropy, find_counterexample, pgd, pgd_variable
 from cure_plugin.bounds.module import bounded_module, default_dtype
 from cure_plugin.certification import METHODS, Certifier, Method
-from cure_plugin.sets import PerturbationGeometric, PerturbationLpBall, PerturbationPatch, PerturbationSet
+from cure_plugin.datasets import ImageData
+from cure_plugin.export.files import export_instances
+from cure_plugin.sets import LpBallSpec, PerturbationGeometric, PerturbationLpBall, PerturbationPatch, PerturbationSet
 from cure_plugin.sets.rows import rows_of_matrix
 from cure_plugin.training.alignment import certified
 from cure_plugin.training.loss import LOSSES, Batch, Loss
+from cure_plugin.vnncomp.run import Run, verify
+from cure_plugin.vnncomp.verifiers import Verifier, find_verifier
 
 
 class PerturbationTestCase:
@@ -96,7 +102,7 @@ class PerturbationTestCase:
         points = [perturbation.sample(x) for _ in range(self.samples // len(x))]
         every, y = x.repeat(3, 1, 1, 1), torch.arange(3).repeat_interleave(len(x))
         for objective in (cross_entropy, lambda z, label: z.gather(1, label[:, None])[:, 0]):
-            points += pgd(net, every, y, perturbation, 20, objective).split(len(x))
+            points += pgd(net, every, y, perturbation, Pgd(20, objective)).split(len(x))
         with torch.no_grad():
             outputs = torch.stack([net(point) for point in points])
         for method in self.methods:
@@ -175,8 +181,8 @@ class LossTestCase:
         torch.manual_seed(0)
         hidden = [nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)]
         net, perturbation = nn.Sequential(*hidden).eval(), self.perturbation().scaled(scale)
-        variable, _ = pgd_variable(net, x, y, perturbation, 8, generator=torch.Generator().manual_seed(0))
-        return Batch(bounded_module(net, (1, 8, 8)), net, x, y, perturbation, variable)
+        variable, _ = pgd_variable(net, x, y, perturbation, generator=torch.Generator().manual_seed(0))
+        return Batch(bounded_module(net, (1, 8, 8)), net, perturbation.around(x), y, variable)
 
     def test_values_and_vectors_are_those_of_the_samples(self) -> None:
         found = self.make().of(self.batch())
@@ -269,3 +275,48 @@ class MethodTestCase:
         method = self.make()
         name = METHODS.name_of(method)
         assert METHODS.make(name, {key: getattr(method, key) for key in METHODS.options(name)}) == method
+
+
+class VerifierTestCase:
+    """Subclass it, say what to test in :meth:`make`, and run pytest.
+
+    >>> class TestMine(VerifierTestCase):
+    ...     def make(self):
+    ...         from cure_plugin.export import CureVerifier
+    ...         return CureVerifier()
+    >>> TestMine().test_nothing_that_it_answers_is_wrong()
+    """
+
+    timeout: float = 60
+    """Seconds for each question."""
+
+    def make(self) -> Verifier:
+        """The verifier to test; a new object each time."""
+        raise NotImplementedError
+
+    def answers(self) -> tuple[Run, Run]:
+        """What it says of a net that a box leaves robust by far, and of one that it does not.
+
+        The classes tie where the mean of the pixels is 0.5; it is 0.7, in boxes of 0.1 and 0.3.
+        """
+        net = nn.Sequential(nn.Flatten(), nn.Linear(4, 1), nn.ReLU(), nn.Linear(1, 2)).eval()
+        with torch.no_grad():
+            numbers = ([[0.25] * 4], [0.0], [[1.0], [-1.0]], [0.0, 1.0])
+            for parameter, values in zip(net.parameters(), numbers, strict=True):
+                parameter.copy_(torch.tensor(values))
+        data = ImageData(torch.full((1, 1, 2, 2), 178, dtype=torch.uint8), torch.zeros(1, dtype=torch.long), 2)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            sets = [LpBallSpec("linf", eps) for eps in ("0.1", "0.3")]
+            export_instances(net, data, sets, folder, timeout=self.timeout)
+            robust, broken = verify(folder / "instances.csv", self.make(), folder / "out")
+        return robust, broken
+
+    def test_nothing_that_it_answers_is_wrong(self) -> None:
+        robust, broken = self.answers()
+        assert robust.result in ("unsat", "unknown", "timeout"), robust
+        assert broken.result in ("sat", "unknown", "timeout") and not broken.fault, broken
+
+    def test_it_is_registered_under_its_name(self) -> None:
+        verifier = self.make()
+        assert find_verifier(verifier.name) == verifier

@@ -7,7 +7,7 @@ from auto_LiRPA import BoundedTensor
 from torch import Tensor, nn
 
 from cure_plugin import PerturbationSet
-from cure_plugin.attacks import pgd
+from cure_plugin.attacks import Pgd, pgd
 from cure_plugin.bounds.module import bounded_module, default_dtype
 
 _SAMPLES_AT_A_TIME = 1000
@@ -38,7 +38,7 @@ def extremes(
     goals = 2 * lowest.shape[1]  # every logit, up and down, all in one batch
     each = -(-optimised // (2 * lowest.numel()))
     goal = torch.arange(goals).repeat_interleave(each * len(x))
-    point = pgd(net, x.repeat(goals * each, 1, 1, 1), goal, perturbation, 20, _towards)
+    point = pgd(net, x.repeat(goals * each, 1, 1, 1), goal, perturbation, Pgd(20, _towards))
     with torch.no_grad():
         output = net(point).view(goals * each, *lowest.shape)
     return torch.minimum(lowest, output.amin(0)), torch.maximum(highest, output.amax(0))

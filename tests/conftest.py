@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is there, and for the processes that tests start
@@ -15,6 +16,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 import cure_plugin  # noqa: F401  (mends auto_LiRPA before any test imports it)
+from cure_plugin import registry
 from cure_plugin.nets import Normalize
 
 SIDE = 8
@@ -105,6 +107,19 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Shared:
         return path
 
     return folder
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """``installed(group=(name, module), ...)``: as if packages declared these entry points of ``cure_plugin.GROUP``."""
+
+    def declare(**declared: tuple[str, str]) -> None:
+        found = [EntryPoint(*named, f"cure_plugin.{group}") for group, named in declared.items()]
+        monkeypatch.setattr(registry, "entry_points", lambda group: [one for one in found if one.group == group])
+        registry.load_installed.cache_clear()
+
+    yield declare
+    registry.load_installed.cache_clear()
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ MUTATIONS = (
     Mutation(
         "a margin of 1e-5 in every precision",
         "certification/bounder.py",
-        "needed = required_margins(self.bounded, piece.x, piece.y, some, found.boxes).cpu()",
+        "needed = required_margins(self.bounded, piece.x, piece.y, piece.perturbation, found.boxes).cpu()",
         "needed = torch.full_like(found.lower, 1e-5)",
     ),
     Mutation(

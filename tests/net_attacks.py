@@ -12,7 +12,7 @@ from random_nets import Drawn
 from torch import Tensor, nn
 
 from cure_plugin import PerturbationGeometric, PerturbationLpBall, PerturbationPatch, PerturbationSet, PerturbationUnion
-from cure_plugin.attacks import pgd, worst_margin_loss
+from cure_plugin.attacks import Pgd, pgd, worst_margin_loss
 from cure_plugin.bounds.module import bounded_module, default_dtype
 from cure_plugin.certification import Certifier
 from cure_plugin.errors import SpecError
@@ -52,7 +52,7 @@ def reached(net: nn.Module, x: Tensor, perturbation: PerturbationSet, steps: int
     directions = torch.cat([torch.eye(classes), -torch.eye(classes)]).repeat(2, 1).to(x)
     y = torch.zeros(len(directions), dtype=torch.long)
     many = x.expand(len(directions), *x.shape[1:])
-    points = pgd(net, many, y, perturbation, steps, lambda z, _: (z * directions).sum(1), True, generator)
+    points = pgd(net, many, y, perturbation, Pgd(steps, lambda z, _: (z * directions).sum(1)), generator)
     with torch.no_grad():
         values = torch.cat([*found, net(points)])
     return values.amin(0), values.amax(0)
@@ -105,8 +105,8 @@ def worst(net: nn.Module, x: Tensor, y: Tensor, perturbation: PerturbationSet, s
     repeated, labels = x.expand(many, *x.shape[1:]), y.expand(many)
     points = torch.cat(
         [
-            pgd(net, repeated, labels, perturbation, steps, worst_margin_loss, True, generator),
-            pgd(net, x, y, perturbation, steps, worst_margin_loss, False, generator, 0.7),
+            pgd(net, repeated, labels, perturbation, Pgd(steps, worst_margin_loss), generator),
+            pgd(net, x, y, perturbation, Pgd(steps, worst_margin_loss, False, 0.7), generator),
         ]
     )
     with torch.no_grad():
@@ -142,6 +142,33 @@ def wrongly_proved(drawn: Drawn, name: str, by: float) -> str:
     net, x, y = lost(drawn, perturbation, by)
     certifier = Certifier(net, drawn.shape, alpha_iterations=4, pieces=40)
     return f"{name}: proved, though a point loses by {by:.3g}" if bool(certifier.proved(x, y, perturbation)) else ""
+
+
+def broken_proof(drawn: Drawn, name: str, steps: int = 60) -> str:
+    """What breaks a proof of the drawn net, one logit moved until it is only just proved; empty where nothing does.
+
+    Raises:
+        SpecError: the net is refused.
+    """
+    perturbation = sets_for(drawn.shape, drawn.seed)[name]
+    net, x = drawn.build(), image(drawn)
+    with torch.no_grad():
+        y = net(x).argmax(1)
+    last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+    certifier = Certifier(net, drawn.shape, alpha_iterations=4, pieces=40)
+    method = "coupled" if perturbation.shared_budget else "CROWN"
+    lower = float(certifier.lower_bound(x, y, perturbation, method))
+    for by in (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1):
+        with torch.no_grad():
+            last.bias[y] += by * max(1.0, abs(lower)) - lower
+        if bool(net(x).argmax(1) == y) and bool(certifier.proved(x, y, perturbation)):
+            exact = copy.deepcopy(net).double()
+            point = worst(exact, x.double(), y, perturbation, steps)
+            with torch.no_grad():
+                margin = -float(worst_margin_loss(exact(point), y))
+            return f"{name}: proved, though a point loses by {-margin:.3g}" if margin <= 0 else ""
+        lower = by * max(1.0, abs(lower))
+    return ""
 
 
 def mode(drawn: Drawn) -> str:

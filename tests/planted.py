@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cure_plugin import PerturbationLpBall
-from cure_plugin.attacks import pgd, worst_margin_loss
+from cure_plugin.attacks import Pgd, pgd, worst_margin_loss
 
 COUNT = 40
 STORED = Path(__file__).parent / "fixtures" / "planted.pt"
@@ -190,8 +190,8 @@ def found_by_pgd(planted: Planted, copies: int, steps: int, restarts: int, gener
     found = torch.zeros(copies, dtype=torch.bool)
     for restart in range(restarts):
         momentum = 0.5 if restart % 2 else 0.0
-        options = worst_margin_loss, restart > 0, generator, momentum
-        points = pgd(planted.net, x, y, planted.perturbation, steps, *options)
+        search = Pgd(steps, worst_margin_loss, restart > 0, momentum)
+        points = pgd(planted.net, x, y, planted.perturbation, search, generator)
         with torch.no_grad():
             found |= planted.margin(points) <= 0
     return int(found.sum())
@@ -223,7 +223,7 @@ def _train(planted: Planted, decay: float, effort: int, generator: torch.Generat
     for step in range(steps):
         if step >= unattacked:
             momentum = 0.5 * (step % 2)
-            new = pgd(net, many[:8], labels, ball, 8, worst_margin_loss, True, generator, momentum)
+            new = pgd(net, many[:8], labels, ball, Pgd(8, worst_margin_loss, momentum=momentum), generator)
             attacked = torch.cat([attacked, new])[-_WINDOW:]
         anywhere = ball.random_start(many, generator)
         share = 2 * torch.rand(len(many), 1, 1, 1, generator=generator) - 1

@@ -258,8 +258,8 @@ def test_alpha_crown_alone_takes_no_boxes_of_other_images() -> None:
     x, ball = torch.rand(1, 16), PerturbationLpBall(math.inf, 1e-3)
     y = net(x).argmax(1)
     bounder = Certifier(net, (16,), alpha_iterations=2)._bounder
-    bounder.bound(x * 0, y, ball, Crown())
-    assert AlphaCrown(2).bounds(bounder, Piece(x, y, ball)).boxes == {}
+    bounder.bound(Piece(region=ball.around(x * 0), y=y), Crown())
+    assert AlphaCrown(2).bounds(bounder, Piece(region=ball.around(x), y=y)).boxes == {}
 
 
 def test_margins_grow_with_terms_and_shrink_with_precision() -> None:
@@ -315,6 +315,28 @@ def test_the_terms_of_a_ball_are_those_of_no_point_less(front: str, ball: Pertur
             assert bool((terms <= sizes.double() * (1 + 1e-5)).all())
 
 
+@pytest.mark.parametrize("by", [1e-7, 1e-6, 1e-5])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_fails_in_float64_is_no_proof_and_no_traceback(seed: int, by: float) -> None:
+    """auto_LiRPA 0.3 bounds a reciprocal in float32 alone."""
+
+    class OneOver(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1 / (x.abs() + 0.5)
+
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(4, 6), OneOver(), nn.Linear(6, 2)).eval()
+    x, ball = torch.rand(1, 4), PerturbationLpBall(math.inf, 1e-3)
+    y = net(x).argmax(1)
+    try:
+        certifier = Certifier(net, (4,), alpha_iterations=2)
+    except SpecError:
+        return
+    with torch.no_grad():
+        net[2].bias[y] -= float(certifier.lower_bound(x, y, ball, "CROWN")) - by
+    assert certifier.decide(x, y, ball)[0][0].status in ("proved", "undecided")
+
+
 def test_what_float32_leaves_open_is_bounded_again_in_float64() -> None:
     """A margin far above float64's rounding, and below float32's allowance for it, is a proof."""
     torch.manual_seed(0)
@@ -324,12 +346,14 @@ def test_what_float32_leaves_open_is_bounded_again_in_float64() -> None:
         y = net(x).argmax(1)
         net[-1].bias[y] -= float(-worst_margin_loss(net(x), y)) - 2e-6
     certifier = Certifier(net, (16,))
-    found = certifier._bounder.bound(x, y, ball, IbpBound())
+    found = certifier._bounder.bound(Piece(region=ball.around(x), y=y), IbpBound())
     assert float(found.lower) < float(required_margins(certifier._bounder.bounded, x, y, ball, {}))
     assert bool(found.proved)
     with torch.no_grad():
         net[-1].bias += 1
-    copied = certifier._bounder._in_float64().net[-1].bias
+    wide = certifier._bounder._in_float64()
+    assert wide is not None
+    copied = wide.net[-1].bias
     assert copied.dtype == torch.float64 and torch.equal(copied.float(), net[-1].bias)  # it follows the net
 
 

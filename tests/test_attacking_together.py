@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cure_plugin.attacks import cross_entropy, pgd_variable, pgd_variables
+from cure_plugin.attacks import Pgd, cross_entropy, pgd, pgd_variable, pgd_variables, worst_margin_loss
 from cure_plugin.datasets import load_data
+from cure_plugin.errors import SpecError
 from cure_plugin.folding import AttackNet
 from cure_plugin.nets import NetSpec, build_net
 from cure_plugin.sets import set_spec
@@ -42,6 +43,21 @@ def test_one_job_is_the_plain_attack(batch: tuple[Tensor, Tensor]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
+def test_options_one_by_one_are_those_of_a_search(batch: tuple[Tensor, Tensor]) -> None:
+    """As version 0.1 had them, in their place or by name, with a warning; a wrong one is refused all the same."""
+    x, y = batch
+    net, ball = with_statistics(), set_spec("l2=0.5").build()
+    wanted = pgd(net, x, y, ball, Pgd(3, worst_margin_loss, True, 0.5), torch.Generator().manual_seed(0))
+    with pytest.warns(DeprecationWarning, match="options of pgd will go"):
+        old = pgd(net, x, y, ball, 3, worst_margin_loss, True, torch.Generator().manual_seed(0), 0.5)
+    assert torch.equal(old, wanted)
+    with pytest.warns(DeprecationWarning, match="options of pgd_variables will go"):
+        named = pgd_variables(net, [(x, y, ball)], steps=3, random_start=False, best=False)
+    assert torch.equal(named[0][0], pgd_variables(net, [(x, y, ball)], Pgd(3, random_start=False), best=False)[0][0])
+    with pytest.warns(DeprecationWarning, match="will go"), pytest.raises(SpecError, match="steps"):
+        pgd_variable(net, x, y, ball, -1)
+
+
 @pytest.mark.parametrize("best", [False, True])
 def test_jobs_of_different_sizes_stay_in_their_sets_and_gain(best: bool, batch: tuple[Tensor, Tensor]) -> None:
     x, y = batch
@@ -62,9 +78,9 @@ def test_the_last_variables_are_those_of_the_separate_attacks(batch: tuple[Tenso
     x, y = batch
     net = with_statistics()
     jobs = [(x, y, set_spec(text).build()) for text in ("linf=0.1", "l2=0.5")]
-    together = pgd_variables(net, jobs, random_start=False, best=False, first_steps=[0.5, 0.2])
+    together = pgd_variables(net, jobs, Pgd(random_start=False), best=False, first_steps=[0.5, 0.2])
     for job, step, (variable, _) in zip(jobs, (0.5, 0.2), together, strict=True):
-        ((alone, _),) = pgd_variables(net, [job], random_start=False, best=False, first_steps=[step])
+        ((alone, _),) = pgd_variables(net, [job], Pgd(random_start=False), best=False, first_steps=[step])
         assert torch.allclose(variable, alone, atol=1e-6)
 
 
@@ -119,7 +135,7 @@ def test_models_that_are_no_chain_are_called_as_they_are(batch: tuple[Tensor, Te
             return self.inner(x) + x.flatten(1)[:, :10]
 
     model = Residual().train()
-    point, _ = pgd_variable(AttackNet(model), x, y, set_spec("linf=0.1").build(), 2)
+    point, _ = pgd_variable(AttackNet(model), x, y, set_spec("linf=0.1").build(), Pgd(2))
     assert point.shape == x.shape and model.training and model.inner.training
     assert all(parameter.grad is None for parameter in model.parameters())
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cure_plugin import PerturbationLpBall
-from cure_plugin.attacks import pgd, worst_margin_loss
+from cure_plugin.attacks import Pgd, pgd, worst_margin_loss
 from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.certification import METHODS, Certifier, Method, certify_dataset, summarize, wilson_interval
 from cure_plugin.certification.cascade import applicable
@@ -72,7 +72,7 @@ def test_no_certificate_contradicts_a_strong_attack(certifier: Certifier, data: 
         proved = torch.tensor([status == "proved" for status in statuses])
         margins = torch.tensor([verdict.margin for verdict in verdicts])
         for _ in range(5):
-            point = pgd(certifier.net, x, y, spec.build(), 50, worst_margin_loss)
+            point = pgd(certifier.net, x, y, spec.build(), Pgd(50, worst_margin_loss))
             reached = -worst_margin_loss(certifier.net(point), y)
             assert bool((reached >= margins - 1e-5)[proved].all())
         broken = torch.tensor([status == "falsified" for status in statuses])
@@ -298,7 +298,7 @@ def test_coupled_never_falls_below_crown_and_leaves_gradients_on(net: nn.Module,
         crown = certifier.lower_bound(x, y, perturbation, "CROWN")
         coupled = certifier.lower_bound(x, y, perturbation, "coupled")
         assert bool((coupled >= crown - 1e-5).all())
-        point = pgd(net, x, y, perturbation, 50, worst_margin_loss)
+        point = pgd(net, x, y, perturbation, Pgd(50, worst_margin_loss))
         assert bool((-worst_margin_loss(net(point), y) >= coupled - 1e-5).all())
     assert wanted == [parameter.requires_grad for parameter in net.parameters()]
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cure_plugin.cli import main
 from cure_plugin.cli.main import _parser
+
+Installed = Callable[..., None]
 
 COMMANDS = (
     "train",
@@ -62,27 +64,24 @@ def test_recipes_and_their_keys_are_listed_unbroken(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    "group, module, arguments",
+    "group, arguments",
     [
-        ("cure_plugin.perturbations", "sets.registry", ["sets"]),
-        ("cure_plugin.losses", "registry", ["train", "demo_linf", "sets=[{set: linf=1, loss: own}]", "--out", "OUT"]),
-        ("cure_plugin.methods", "registry", ["--help"]),
-        ("cure_plugin.encodings", "export.encoders", ["--help"]),
+        ("perturbations", ["sets"]),
+        ("losses", ["train", "demo_linf", "sets=[{set: linf=1, loss: own}]", "--out", "OUT"]),
+        ("methods", ["--help"]),
+        ("encodings", ["--help"]),
+        ("verifiers", ["--help"]),
     ],
 )
 def test_a_package_that_cannot_be_imported_is_named_on_one_line(
-    group: str,
-    module: str,
-    arguments: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
+    group: str, arguments: list[str], installed: Installed, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    broken = importlib.metadata.EntryPoint("own", "not_installed_anywhere", group)
-    monkeypatch.setattr(f"cure_plugin.{module}.entry_points", lambda group: [broken] if group == broken.group else [])
+    installed(**{group: ("own", "not_installed_anywhere")})
     assert main([str(tmp_path) if text == "OUT" else text for text in arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"'not_installed_anywhere' in the entry-point group {group}" in line and "No module named" in line
+    assert (
+        f"'not_installed_anywhere' in the entry-point group cure_plugin.{group}" in line and "No module named" in line
+    )
 
 
 def test_all_commands_and_exit_codes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import math
 import torch
 
 from cure_plugin import (
+    PerturbationBox,
     PerturbationGeometric,
     PerturbationL0,
     PerturbationLpBall,
@@ -30,6 +31,23 @@ class TestL2(PerturbationTestCase):
 class TestLinf(PerturbationTestCase):
     def make(self) -> PerturbationSet:
         return PerturbationLpBall(math.inf, 0.1)
+
+
+class TestBox(PerturbationTestCase):
+    def make(self) -> PerturbationSet:
+        return PerturbationBox(0.0, 1.0).scaled(0.2)
+
+
+class TestBoxOfTensors(PerturbationTestCase):
+    def make(self) -> PerturbationSet:
+        generator = torch.Generator().manual_seed(0)
+        lower, upper = (torch.rand(1, 8, 8, generator=generator, dtype=torch.float32) / 5 for _ in range(2))
+        return PerturbationBox(-lower, 1 + upper)
+
+
+class TestBallInABox(PerturbationTestCase):
+    def make(self) -> PerturbationSet:
+        return PerturbationLpBall(1, 1.5, PerturbationBox(-0.1, torch.linspace(1, 1.1, 8, dtype=torch.float32)))
 
 
 class TestUncutL2(PerturbationTestCase):

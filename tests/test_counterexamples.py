@@ -12,7 +12,7 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from cure_plugin import PerturbationLpBall, PerturbationSet, PerturbationUnion
-from cure_plugin.attacks import find_counterexample, pgd, worst_margin_loss
+from cure_plugin.attacks import Pgd, find_counterexample, pgd, worst_margin_loss
 from cure_plugin.datasets import load_data
 from cure_plugin.sets import linear_minimum
 from cure_plugin.sets.linear_minimum import l1_box_maximizer
@@ -113,7 +113,7 @@ def test_a_run_at_the_second_class_breaks_what_the_worst_margin_does_not(norm: f
     net, x, y = Plateau(), torch.full((2, 1, 10, 10), 0.5), torch.zeros(2, dtype=torch.long)
     ball = PerturbationLpBall(norm, eps)
     for start in (False, True):
-        point = pgd(net, x, y, ball, 40, worst_margin_loss, start, torch.Generator().manual_seed(0))
+        point = pgd(net, x, y, ball, Pgd(40, worst_margin_loss, start), torch.Generator().manual_seed(0))
         assert bool((worst_margin_loss(net(point), y) < 0).all())
     found, points = find_counterexample(net, x, y, ball, generator=torch.Generator().manual_seed(0))
     assert bool(found.all()) and bool((net(points).argmax(1) == 2).all())

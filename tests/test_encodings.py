@@ -21,7 +21,7 @@ from cure_plugin.errors import DataError, SpecError
 from cure_plugin.export import Encoding, default_encoding, encode, encoding_names, onnx_model, read_onnx_net, read_query
 from cure_plugin.export.abcrown import write_abcrown
 from cure_plugin.export.files import export_instances
-from cure_plugin.export.parity import OnnxNet
+from cure_plugin.export.parity import RuntimeNet
 from cure_plugin.sets import LpBallSpec, set_spec
 from cure_plugin.vnncomp.fixed_point import float32_above, float32_below, rounded_down, rounded_up
 from cure_plugin.vnncomp.graphs import write_model
@@ -69,7 +69,7 @@ def exported(front: str) -> tuple[torch.nn.Sequential, onnx.ModelProto]:
 
 def outputs_of(encoding: Encoding, path: Path, points: list[np.ndarray]) -> np.ndarray:
     write_model(encoding.model, path)
-    return OnnxNet(path)(torch.from_numpy(np.stack(points))).double().numpy()
+    return RuntimeNet(path)(torch.from_numpy(np.stack(points))).double().numpy()
 
 
 def beyond(encoding: Encoding, generator: np.random.Generator) -> list[np.ndarray]:
@@ -190,7 +190,7 @@ def test_chains_with_a_front_are_read_back(images: Tensor, tmp_path: Path) -> No
     net, shape = read_onnx_net(tmp_path / "net.onnx")
     point = torch.from_numpy(encoding.to_input(torch.tensor([[3.0]]))).float()[None]
     assert shape == (65,)
-    assert np.allclose(net(point).detach(), OnnxNet(tmp_path / "net.onnx")(point), atol=1e-5)
+    assert np.allclose(net(point).detach(), RuntimeNet(tmp_path / "net.onnx")(point), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_balls_in_the_form_of_alpha_beta_crown(images: Tensor, tmp_path: Path) -
     loaded = loader({"epsilon": 0.5, "norm": 2})
     assert torch.equal(loaded["X"], data.batch(slice(0, 3))[0]) and loaded["labels"].tolist() == [0, 1, 2]
     with pytest.raises(SpecError, match="is for l1 and l2 balls"):
-        write_abcrown(tmp_path / "a.yaml", tmp_path / "onnx" / "model.onnx", data, specs[0], 5)
+        write_abcrown(tmp_path / "a.yaml", tmp_path / "onnx" / "model.onnx", data, specs[0].build(), 5)
 
 
 def test_networks_are_written_once(images: Tensor, tmp_path: Path) -> None:

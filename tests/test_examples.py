@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,8 +17,11 @@ from cure_plugin.cli import main
 from cure_plugin.datasets import load_data
 from cure_plugin.export import read_query
 from cure_plugin.sets import set_spec
-from cure_plugin.testing import LossTestCase, MethodTestCase, PerturbationTestCase
+from cure_plugin.testing import LossTestCase, MethodTestCase, PerturbationTestCase, VerifierTestCase
 from cure_plugin.training import LOSSES, Loss
+from cure_plugin.vnncomp.verifiers import VERIFIERS, Verifier
+
+Installed = Callable[..., None]
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -96,14 +99,13 @@ class TestLogitPairing(LossTestCase):
 
 
 def test_a_loss_of_your_own_trains_from_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], installed: Installed
 ) -> None:
     """Found by its entry point, as an installed package's; a wrong option is refused."""
     module = EXAMPLES / "logit_pairing.py"
     (tmp_path / "pairing.py").write_text(module.read_text())
     monkeypatch.syspath_prepend(str(tmp_path))
-    entry = importlib.metadata.EntryPoint("pairing", "pairing", "cure_plugin.losses")
-    monkeypatch.setattr("cure_plugin.registry.entry_points", lambda group: [entry] if group == entry.group else [])
+    installed(losses=("pairing", "pairing"))
     monkeypatch.setattr("cure_plugin.cli.train.load_data", lambda name, train, root: load_data(name, train).first(20))
     monkeypatch.setattr(LOSSES, "_classes", {k: v for k, v in LOSSES._classes.items() if k != "logit-pairing"})
     quick = ["epochs=2", "ramp_epochs=0", "batch_size=10", "attack_steps=1", "milestones=[]", "net=cnn_tiny"]
@@ -120,13 +122,12 @@ class TestClassByClass(MethodTestCase):
 
 
 def test_a_method_of_your_own_certifies_from_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], installed: Installed
 ) -> None:
     """Found by its entry point, as an installed package's; the nearest name is offered for a wrong one."""
     (tmp_path / "classes.py").write_text((EXAMPLES / "class_by_class.py").read_text())
     monkeypatch.syspath_prepend(str(tmp_path))
-    entry = importlib.metadata.EntryPoint("class-by-class", "classes", "cure_plugin.methods")
-    monkeypatch.setattr("cure_plugin.registry.entry_points", lambda group: [entry] if group == entry.group else [])
+    installed(methods=("class-by-class", "classes"))
     monkeypatch.setattr(METHODS, "_classes", {k: v for k, v in METHODS._classes.items() if k != "class-by-class"})
     net = Path(__file__).parent.parent / "benchmarks" / "fixtures" / "ball.pt"
     told = ["certify", str(net), "linf=0.01", "--on", "mnist-slice", "--images", "3"]
@@ -136,20 +137,39 @@ def test_a_method_of_your_own_certifies_from_the_command_line(
     assert "unknown method 'class-by-clas'; did you mean 'class-by-class'?" in capsys.readouterr().err
 
 
+class TestSampling(VerifierTestCase):
+    @pytest.fixture(autouse=True)
+    def found(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+
+    def make(self) -> Verifier:
+        return load("sampling").Sampling()
+
+
+def test_a_verifier_of_your_own_is_asked_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], installed: Installed
+) -> None:
+    """Found by its entry point, as an installed package's; the nearest name is offered for a wrong one."""
+    (tmp_path / "points.py").write_text((EXAMPLES / "sampling.py").read_text())
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    installed(verifiers=("sampling", "points"))
+    monkeypatch.setattr(VERIFIERS, "_classes", {k: v for k, v in VERIFIERS._classes.items() if k != "sampling"})
+    net, files = Path(__file__).parent.parent / "benchmarks" / "fixtures" / "ball.pt", tmp_path / "files"
+    assert main(["export", str(net), "linf=0.5", "--images", "1", "--out", str(files)]) == 0
+    told = ["verify", str(files / "instances.csv"), "--out", str(tmp_path / "out"), "--verifier"]
+    assert main([*told, "sampling"]) == 0
+    assert "1 sat" in capsys.readouterr().out
+    assert main([*told, "samplin"]) == 2
+    assert "unknown verifier 'samplin'; did you mean 'sampling'?" in capsys.readouterr().err
+
+
 def test_an_encoding_of_your_own_is_exported_from_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: Installed
 ) -> None:
     """With the set it is for, both found by their entry points; what it allows is what the set holds."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    own = {
-        group: importlib.metadata.EntryPoint(name, module, group)
-        for name, module, group in (
-            ("stripe", "stripes", "cure_plugin.perturbations"),
-            ("rows", "stripe_rows", "cure_plugin.encodings"),
-        )
-    }
-    for module in ("sets.registry", "export.encoders"):
-        monkeypatch.setattr(f"cure_plugin.{module}.entry_points", lambda group: [own[group]] if group in own else [])
+    installed(perturbations=("stripe", "stripes"), encodings=("rows", "stripe_rows"))
     net = Path(__file__).parent.parent / "benchmarks" / "fixtures" / "ball.pt"
     told = ["export", str(net), "stripe=1", "--on", "mnist-slice", "--images", "1"]
     assert main([*told, "--out", str(tmp_path / "out")]) == 0

@@ -19,7 +19,7 @@ from cure_plugin.certification import Certifier
 from cure_plugin.errors import CheckpointError, DataError, OutputError, SpecError
 from cure_plugin.export import Property, encode, export_onnx, onnx_model, read_onnx_net, read_query, write_vnnlib
 from cure_plugin.export.marabou import ask_marabou
-from cure_plugin.export.parity import OnnxNet, parity
+from cure_plugin.export.parity import RuntimeNet, parity
 from cure_plugin.nets import NETS, NetSpec, build_net
 from cure_plugin.vnncomp.query import Query
 from cure_plugin.vnncomp.vnnlib import vnnlib_text
@@ -177,7 +177,7 @@ def test_a_corrupt_onnx_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     export_onnx(small_net("plain"), (1, 8, 8), path)
     path.write_bytes(path.read_bytes()[:500])
-    for reader in (read_onnx_net, OnnxNet):
+    for reader in (read_onnx_net, RuntimeNet):
         with pytest.raises(CheckpointError, match=r"net\.onnx"):
             reader(path)
     with pytest.raises(CheckpointError, match=r"none\.onnx"):
@@ -262,7 +262,7 @@ def test_marabou_agrees_on_a_proof_and_a_refutation(images: Tensor, tmp_path: Pa
         answer = ask_marabou(tmp_path / "net.onnx", query)
         answers[verdict.status] = answer.result
         if answer.counterexample is not None:
-            logits = OnnxNet(tmp_path / "net.onnx")(torch.from_numpy(answer.counterexample)[None])[0]
+            logits = RuntimeNet(tmp_path / "net.onnx")(torch.from_numpy(answer.counterexample)[None])[0]
             assert query.satisfied(answer.counterexample, logits.numpy(), tolerance=1e-6)
     assert answers == {"proved": "unsat", "falsified": "sat"}
 

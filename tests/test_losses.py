@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cure_plugin.attacks import pgd_variable
+from cure_plugin.attacks import Pgd, pgd_variable
 from cure_plugin.bounds.margins import elided, lower_margins
 from cure_plugin.bounds.module import bounded_module
 from cure_plugin.datasets import load_data
@@ -60,7 +60,7 @@ NET = trained()
 
 
 def attacked(perturbation: PerturbationSet, x: Tensor, y: Tensor) -> Tensor:
-    return pgd_variable(NET, x, y, perturbation, 3, generator=torch.Generator().manual_seed(0))[0]
+    return pgd_variable(NET, x, y, perturbation, Pgd(3), generator=torch.Generator().manual_seed(0))[0]
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])

@@ -22,6 +22,7 @@ from peak_memory import peak
 from torch import nn
 from test_elementwise import FRONTS, MEAN, STD
 from cure_plugin.certification import METHODS
+from cure_plugin.certification.method import Piece
 from cure_plugin.certification.bounder import Bounder
 from cure_plugin.nets import NetSpec, Normalize, build_net
 from cure_plugin.sets import set_spec
@@ -30,7 +31,7 @@ net = nn.Sequential(front, build_net(NetSpec("cnn_small", (3, 32, 32)), torch.Ge
 bounder = Bounder(net, (3, 32, 32), 1, 100.0)
 x = 0.5 + 0.1 * torch.rand(1, 3, 32, 32)
 for method in ("CROWN", "coupled"):
-    bounder.bound(x, torch.tensor([0]), set_spec("l2=1").build(), METHODS.make(method))
+    bounder.bound(Piece(region=set_spec("l2=1").build().around(x), y=torch.tensor([0])), METHODS.make(method))
 print(peak())
 """
 

@@ -13,7 +13,7 @@ from conftest import small_net
 from torch import Tensor
 
 from cure_plugin import PerturbationL0, PerturbationLpBall, PerturbationPatch
-from cure_plugin.attacks import find_counterexample, pgd
+from cure_plugin.attacks import Pgd, find_counterexample, pgd
 from cure_plugin.bounds.module import bounded_module
 from cure_plugin.certification import Certifier
 from cure_plugin.cli import main
@@ -94,8 +94,8 @@ NUMBERS: dict[str, Callable[[Any], object]] = {
     "factor": shrinking,
     "augmented crop": lambda value: augmented(X, crop=value),
     "augmented pad": lambda value: augmented(X, crop=4, pad=value),
-    "steps": lambda value: pgd(small_net("plain"), X, LABELS, BALL, value),
-    "momentum": lambda value: pgd(small_net("plain"), X, LABELS, BALL, 2, momentum=value),
+    "steps": lambda value: pgd(small_net("plain"), X, LABELS, BALL, Pgd(value)),
+    "momentum": lambda value: pgd(small_net("plain"), X, LABELS, BALL, Pgd(2, momentum=value)),
     "restarts": lambda value: find_counterexample(small_net("plain"), X, LABELS, BALL, restarts=value),
     "factor of l0": PerturbationL0(3).scaled,
     "factor of patch2x2": PerturbationPatch(2, 2).scaled,

@@ -14,7 +14,7 @@ from conftest import small_net
 from torch import Tensor, nn
 
 from cure_plugin import PerturbationGeometric, PerturbationLpBall, PerturbationPatch, PerturbationUnion
-from cure_plugin.attacks import find_counterexample, pgd, worst_margin_loss
+from cure_plugin.attacks import Pgd, find_counterexample, pgd, worst_margin_loss
 from cure_plugin.bounds.margins import margin_matrix
 from cure_plugin.bounds.module import bounded_module
 from cure_plugin.certification import Certifier, certify_dataset
@@ -182,7 +182,7 @@ CE = natural_loss(NET)
 OBJECTIVE = CureObjective([TrainingSet(BALL)], attack_steps=1)
 BOUNDED = bounded_module(NET, SHAPE)
 LOSSES: dict[str, Callable[[Any, Any], object]] = {
-    "pgd": lambda x, y: pgd(NET, x, y, BALL, 1),
+    "pgd": lambda x, y: pgd(NET, x, y, BALL, Pgd(1)),
     "search": lambda x, y: find_counterexample(NET, x, y, BALL, 2, 1),
     "natural": CE,
     "objective": lambda x, y: OBJECTIVE(BOUNDED, NET, x, y),

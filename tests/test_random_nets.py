@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from net_attacks import METHODS, crossings, mode, sets_for, wrongly_proved
+from net_attacks import METHODS, broken_proof, crossings, mode, sets_for, wrongly_proved
 from random_nets import Drawn, branching, draw
 
 from cure_plugin.bounds.module import bounded_module
@@ -46,6 +46,16 @@ def lose(drawn: Drawn, by: float) -> None:
     assert not wrong, f"{wrong}\n{drawn.script()}"
 
 
+def win(drawn: Drawn, steps: int) -> None:
+    """One set of every net, in turn."""
+    names = list(sets_for(drawn.shape, drawn.seed))
+    try:
+        broken = broken_proof(drawn, names[drawn.seed % len(names)], steps)
+    except SpecError:
+        return
+    assert not broken, f"{broken}\n{drawn.script()}"
+
+
 @pytest.mark.parametrize("first", range(0, 60, _CHUNK))
 def test_no_bound_is_broken(first: int) -> None:
     for drawn in nets(first, _CHUNK):
@@ -64,6 +74,12 @@ def test_nets_that_just_lose_are_not_proved(first: int) -> None:
         lose(drawn, 1e-4 if drawn.seed % 4 < 2 else 1e-6)
 
 
+@pytest.mark.parametrize("first", range(0, 10, 5))
+def test_nets_that_are_just_proved_are_not_broken(first: int) -> None:
+    for drawn in nets(1100 + first, 5):
+        win(drawn, steps=60)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 1000, 50))
 def test_no_bound_is_broken_of_a_thousand_nets(first: int) -> None:
@@ -77,6 +93,13 @@ def test_no_bound_is_broken_of_a_thousand_nets(first: int) -> None:
 def test_two_hundred_nets_that_just_lose_are_not_proved(first: int, by: float) -> None:
     for drawn in nets(4000 + first, 20):
         lose(drawn, by)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 200, 20))
+def test_two_hundred_nets_that_are_just_proved_are_not_broken(first: int) -> None:
+    for drawn in nets(5000 + first, 20):
+        win(drawn, steps=300)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from auto_LiRPA import BoundedModule
 from torch import Tensor, nn
 
 from cure_plugin import PerturbationLpBall, PerturbationPatch, PerturbationSet, PerturbationUnion
-from cure_plugin.attacks import find_counterexample, pgd_variable, worst_margin_loss
+from cure_plugin.attacks import Pgd, find_counterexample, pgd_variable, worst_margin_loss
 from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.bounds.margins import LayerBounds, crown_bounds
 from cure_plugin.bounds.module import bounded_module
@@ -27,6 +27,7 @@ from cure_plugin.certification import (
     certify_dataset,
 )
 from cure_plugin.certification.curves import certified_curves
+from cure_plugin.certification.method import Piece
 from cure_plugin.certification.related import decide_sets
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import SpecError
@@ -172,11 +173,13 @@ def test_hopeless_images_keep_coupled_bounds_and_cost_no_alpha_crown(monkeypatch
     x, y = labelled(small_net(), 3)
     certifier, ball = Certifier(small_net(), SHAPE), PerturbationLpBall(2, 3.0)
     crown = certifier.lower_bound(x, y, ball, "CROWN")
-    found = certifier._bounder.bound(x, y, ball, Coupled())
+    found = certifier._bounder.bound(Piece(region=ball.around(x), y=y), Coupled())
     coupled, layers = found.lower, found.layers
     assert layers is not None and bool(layers.hopeless.all()) and bool((coupled >= crown).all())
     monkeypatch.setattr("cure_plugin.certification.bound_methods.AlphaCrown._optimised", None)
-    assert torch.equal(certifier._bounder.bound(x, y, ball, AlphaCrown(), layers).lower, coupled)
+    assert torch.equal(
+        certifier._bounder.bound(Piece(region=ball.around(x), y=y, known=layers), AlphaCrown()).lower, coupled
+    )
     bounds = certifier._bounder.coupled
     rest = bounds.bounds(x, y, ball, torch.full((3,), torch.inf))
     assert not bool(rest.hopeless.any()) and bool((rest.margins >= layers.margins).all())
@@ -197,7 +200,7 @@ def test_alpha_crown_from_known_boxes_holds(text: str, dtype: torch.dtype) -> No
         for verdict, image, label in zip(verdicts, x, y, strict=True):
             if verdict.status == "falsified":
                 continue
-            point_loss = pgd_variable(net, image[None], label[None], ball, 40, worst_margin_loss)[1]
+            point_loss = pgd_variable(net, image[None], label[None], ball, Pgd(40, worst_margin_loss))[1]
             assert verdict.margin <= -float(point_loss) + 1e-5
         crown = Certifier(net, SHAPE, ("CROWN",), attack_steps=10)
         for one, other in zip(certifier.decide(x, y, ball)[0], crown.decide(x, y, ball)[0], strict=True):
@@ -244,6 +247,7 @@ import sys, torch
 sys.path.insert(0, "tests")
 from peak_memory import peak
 from cure_plugin.certification import METHODS
+from cure_plugin.certification.method import Piece
 from cure_plugin.certification.bounder import Bounder
 from cure_plugin.nets import NetSpec, build_net
 from cure_plugin.sets import set_spec
@@ -252,7 +256,8 @@ net = build_net(NetSpec("cnn_small", (1, 28, 28)), torch.Generator().manual_seed
 bounder = Bounder(net, (1, 28, 28), 100, 100.0)
 x = 0.5 + 0.1 * torch.rand(count, 1, 28, 28)
 before = peak()
-bounder.bound(x, torch.zeros(count, dtype=torch.long), set_spec("linf=0.5").build(), METHODS.make(method))
+piece = Piece(region=set_spec("linf=0.5").build().around(x), y=torch.zeros(count, dtype=torch.long))
+bounder.bound(piece, METHODS.make(method))
 after = peak()
 print(after - before, METHODS.make(method).bytes_per_image(bounder.bounded, 4))
 """
@@ -349,7 +354,7 @@ def test_attack_with_momentum_stays_inside(text: str) -> None:
     x, y = labelled(net, 5)
     perturbation = set_spec(text).build()
     generator = torch.Generator().manual_seed(0)
-    variable, value = pgd_variable(net, x, y, perturbation, 10, worst_margin_loss, True, generator, 0.5)
+    variable, value = pgd_variable(net, x, y, perturbation, Pgd(10, worst_margin_loss, momentum=0.5), generator)
     point = perturbation.decode(x, variable)
     assert bool(perturbation.contains(x, point, 1e-4).all())
     with torch.no_grad():

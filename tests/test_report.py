@@ -21,7 +21,7 @@ from cure_plugin.certification.verdict import Status
 from cure_plugin.cli import main
 from cure_plugin.errors import DataError, MissingDependencyError, SpecError
 from cure_plugin.json_files import plain
-from cure_plugin.report import image_table, summary_markdown, text_table, write_report
+from cure_plugin.report import Page, image_table, summary_markdown, text_table, write_report
 from cure_plugin.report.plots import load_pyplot, margin_plot
 from cure_plugin.report.table import Table
 
@@ -228,11 +228,11 @@ def test_cells_cannot_break_a_table() -> None:
 
 def test_the_page_shows_what_it_is_given(tmp_path: Path) -> None:
     path, summaries = tmp_path / "r.html", {"a": summarize(A), "b": summarize(B)}
-    write_report(path, "T", summaries, (), {}, {})
+    write_report(path, Page("T", summaries))
     assert "<img" not in path.read_text() and path.read_text().count("<table>") == 2
     many = records(**{f"set{number}": "pfu" for number in range(6)})
     curves = {"a": {f"set{number}": [1.0, 0.5] for number in range(6)} | {"union": [1.0, 0.0]}}
-    write_report(path, "T", {"a": summarize(many)}, (0, 1), curves, {}, records={"a": many}, settings="50 < 60")
+    write_report(path, Page("T", {"a": summarize(many)}, "50 < 60", {"a": many}, (0, 1), curves))
     page = path.read_text()
     assert page.count('<img class="plot"') == 2 and "50 &lt; 60" in page and "IBP 1" in page
 
@@ -245,7 +245,7 @@ def with_margin(record: Record, margin: float) -> Record:
 def test_any_margins_can_be_drawn(margins: list[float], tmp_path: Path) -> None:
     made = records(linf="uuu")
     made = [with_margin(record, margin) for record, margin in zip(made, [*margins, *[-math.inf] * 3], strict=False)]
-    write_report(tmp_path / "r.html", "T", {"a": summarize(made)}, (), {}, {}, records={"a": made})
+    write_report(tmp_path / "r.html", Page("T", {"a": summarize(made)}, records={"a": made}))
     assert "data:image/png" in (tmp_path / "r.html").read_text()
 
 

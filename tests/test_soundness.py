@@ -12,7 +12,7 @@ from conftest import FRONTS, small_net
 from torch import Tensor, nn
 
 from cure_plugin import PerturbationLpBall, PerturbationUnion
-from cure_plugin.attacks import pgd
+from cure_plugin.attacks import Pgd, pgd
 from cure_plugin.bounds.module import bounded_module
 
 SETS = {
@@ -42,7 +42,7 @@ def test_bounds_are_tight_enough_to_catch_a_doubled_radius(name: str, images: Te
     for j in range(3):
         for sign, bound in ((1, upper), (-1, lower)):
             y = torch.zeros(3, dtype=torch.long)
-            point = pgd(net, images, y, SETS[name], 300, lambda z, _, j=j, sign=sign: sign * z[:, j])
+            point = pgd(net, images, y, SETS[name], Pgd(300, lambda z, _, j=j, sign=sign: sign * z[:, j]))
             with torch.no_grad():
                 reached = net(point)[:, j]
             width = (upper - lower)[:, j]

@@ -15,7 +15,7 @@ from conftest import small_net
 from torch import Tensor, nn
 
 from cure_plugin import PerturbationLpBall
-from cure_plugin.attacks import pgd, pgd_variables, worst_margin_loss
+from cure_plugin.attacks import Pgd, pgd, pgd_variables, worst_margin_loss
 from cure_plugin.bounds.module import bounded_module
 from cure_plugin.datasets import load_data
 from cure_plugin.errors import SpecError
@@ -89,7 +89,7 @@ def test_the_objective_is_its_parts(strategy: str, loss: str, images: Tensor) ->
     small = [linf.scaled(SCALE), l2.scaled(SCALE)]
     jobs = [(images, labels, ball) for ball in small]
     generator = torch.Generator().manual_seed(3)
-    found = pgd_variables(AttackNet(net), jobs, 3, generator=generator, best=False, first_steps=[0.7, 0.3])
+    found = pgd_variables(AttackNet(net), jobs, Pgd(3), generator, best=False, first_steps=[0.7, 0.3])
     variables = [variable for variable, _ in found]
     reference = bounded_module(net, (1, 8, 8))
     with relu_shrinking(reference, 0.5):
@@ -272,7 +272,7 @@ def test_logged_figures_are_told_apart() -> None:
     shares = evaluate(bounded_module(net, data.shape), net, data, [ball])
     x, y = data.batch(slice(0, 60))
     right = net(x).argmax(1) == y
-    points = pgd(AttackNet(net), x, y, ball, 8, worst_margin_loss, generator=torch.Generator().manual_seed(0))
+    points = pgd(AttackNet(net), x, y, ball, Pgd(8, worst_margin_loss), torch.Generator().manual_seed(0))
     left = right & (net(points).argmax(1) == y)
     assert shares["clean"] == pytest.approx(float(right.float().mean()))
     assert shares["pgd.l2"] == pytest.approx(float(left.float().mean()))

@@ -143,7 +143,7 @@ def test_attack_steps_shrink_as_in_sabr(images: Tensor, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(PerturbationLpBall, "ascend", watched)
     ball = PerturbationLpBall(math.inf, 0.1)
-    pgd_variables(small_net("plain"), [(images, LABELS, ball)], 8, first_steps=[0.5])
+    pgd_variables(small_net("plain"), [(images, LABELS, ball)], first_steps=[0.5])
     assert lengths == pytest.approx([0.5] * 4 + [0.05] * 3 + [0.005])
 
 

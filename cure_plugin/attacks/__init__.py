@@ -3,6 +3,7 @@
 from cure_plugin.attacks.gradient import (
     Job,
     Objective,
+    Pgd,
     cross_entropy,
     pgd,
     pgd_variable,
@@ -14,6 +15,7 @@ from cure_plugin.attacks.search import find_counterexample
 __all__ = [
     "Job",
     "Objective",
+    "Pgd",
     "cross_entropy",
     "find_counterexample",
     "pgd",

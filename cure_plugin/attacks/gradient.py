@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cure_plugin.checks import check_count, check_number
+from cure_plugin.checks import check_count, check_number, check_type
 from cure_plugin.inputs import check_generator, check_labels, check_pair, evaluated
 from cure_plugin.modes import evaluation_mode
-from cure_plugin.sets import PerturbationSet
+from cure_plugin.sets import PerturbationSet, Region
 from cure_plugin.sets.base import check_set, per_image
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(logits (B, C), labels (B,)) -> value per sample (B,) that the attack makes large."""
@@ -35,16 +43,76 @@ def worst_margin_loss(logits: Tensor, y: Tensor) -> Tensor:
     return others.amax(1) - true.squeeze(1)
 
 
+@dataclass(frozen=True)
+class Pgd:
+    """How projected gradients climb.
+
+    Attributes:
+        steps: how many. The step shrinks by 10 after half and after 7/8 of them (SABR's schedule for 8 steps).
+        objective: what to make large, per sample.
+        random_start: start at a random point of the set, else at the clean input where the variable is the image.
+        momentum: share of the last direction kept, of gradients scaled to mean size 1 (Dong et al. 2018).
+
+    Raises:
+        SpecError: steps that are no whole number >= 0, or a momentum that is not finite and >= 0.
+    """
+
+    steps: int = 8
+    objective: Objective = cross_entropy
+    random_start: bool = True
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps)
+        check_number("momentum", self.momentum)
+
+    def start(self, region: Region, generator: torch.Generator | None) -> Tensor:
+        """The attack variable to climb from."""
+        variable = region.random_start(generator)
+        return region.x.clone() if not self.random_start and variable.shape == region.x.shape else variable
+
+    def direction(self, gradient: Tensor, last: Tensor | None) -> Tensor:
+        """Where to step: the ``gradient``, and the share of the ``last`` direction that is kept."""
+        if self.momentum == 0:
+            return gradient
+        size = gradient.abs().flatten(1).mean(1).clamp(min=torch.finfo(gradient.dtype).tiny)
+        scaled = gradient / per_image(size, gradient)
+        return scaled if last is None else self.momentum * last + scaled
+
+
+_DEFAULT = Pgd()
+
+_SPELLED_OUT = ("steps", "objective", "random_start", "generator", "momentum", "best", "first_steps")
+"""Options in the order of version 0.1."""
+
+
+def _also_spelled_out(attack: Callable[P, R]) -> Callable[P, R]:
+    """Let, for a release, options one by one stand where ``attack`` takes a :class:`Pgd`."""
+    place = list(inspect.signature(attack).parameters).index("search")
+    rearranged: Callable[..., R] = attack
+
+    @functools.wraps(attack)
+    def call(*given: P.args, **named: P.kwargs) -> R:
+        fields = {"steps", "objective", "random_start", "momentum"}
+        if (len(given) <= place or isinstance(given[place], Pgd)) and not fields & set(named):
+            return attack(*given, **named)
+        remedy = "give a Pgd(steps, objective, ...) in their place"
+        warnings.warn(f"options of {attack.__name__} will go: {remedy}", DeprecationWarning, stacklevel=2)
+        told: dict[str, Any] = {**named, **dict(zip(_SPELLED_OUT, given[place:], strict=False))}
+        told["search"] = Pgd(**{key: told.pop(key) for key in fields & set(told)})
+        return rearranged(*given[:place], **told)
+
+    return call
+
+
+@_also_spelled_out
 def pgd(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
     perturbation: PerturbationSet,
-    steps: int = 8,
-    objective: Objective = cross_entropy,
-    random_start: bool = True,
+    search: Pgd = _DEFAULT,
     generator: torch.Generator | None = None,
-    momentum: float = 0.0,
 ) -> Tensor:
     """Projected gradient ascent; returns the best point of the set met, (B, *input).
 
@@ -54,23 +122,21 @@ def pgd(
     check_pair(x, y, model)
     best_point, best_value = x, torch.full((x.shape[0],), -torch.inf, dtype=x.dtype, device=x.device)
     for part in perturbation.parts():
-        variable, value = pgd_variable(model, x, y, part, steps, objective, random_start, generator, momentum)
+        variable, value = pgd_variable(model, x, y, part, search, generator)
         better = value > best_value
         best_value = torch.where(better, value, best_value)
         best_point = torch.where(per_image(better, x), part.decode(x, variable).detach(), best_point)
     return best_point
 
 
+@_also_spelled_out
 def pgd_variable(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
     perturbation: PerturbationSet,
-    steps: int = 8,
-    objective: Objective = cross_entropy,
-    random_start: bool = True,
+    search: Pgd = _DEFAULT,
     generator: torch.Generator | None = None,
-    momentum: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Projected gradient ascent in the set's own attack variable (pixels, or the parameters of a transformation).
 
@@ -78,32 +144,26 @@ def pgd_variable(
         model: maps (B, *input) to logits (B, C).
         x: clean inputs (B, *input); y: labels (B,).
         perturbation: the set to stay in.
-        objective: what to make large, per sample.
-        random_start: start at a random point of the set, else at ``x`` where the variable is the image.
-        momentum: share of the last direction kept, of gradients scaled to mean size 1 (Dong et al. 2018).
+        generator: of the random start.
 
     Returns:
         (best variable met, its value (B,)). See :func:`pgd_variables` for the steps.
     """
-    jobs = [(x, y, perturbation)]
-    return pgd_variables(model, jobs, steps, objective, random_start, generator, momentum)[0]
+    return pgd_variables(model, [(x, y, perturbation)], search, generator)[0]
 
 
+@_also_spelled_out
 def pgd_variables(
     model: nn.Module,
     jobs: Sequence[Job],
-    steps: int = 8,
-    objective: Objective = cross_entropy,
-    random_start: bool = True,
+    search: Pgd = _DEFAULT,
     generator: torch.Generator | None = None,
-    momentum: float = 0.0,
     best: bool = True,
     first_steps: Sequence[float] | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
     """:func:`pgd_variable` on several sets at once: every step is one forward and one backward pass for all of them.
 
-    The step shrinks by 10 after half and after 7/8 of the steps (SABR's schedule for 8 steps). Every
-    step is projected onto the set around ``x`` itself, so none can drift away. Gradients are taken for the
+    Every step is projected onto the set around ``x`` itself, so none can drift away. Gradients are taken for the
     attack variables only. BatchNorm runs on its running statistics during the attack; the model's mode is restored.
 
     Args:
@@ -115,29 +175,30 @@ def pgd_variables(
         (variable, its value (B,)) per job; values of the last variables are those before the last step.
 
     Raises:
-        SpecError: steps that are no whole number >= 0, a momentum or first step that is not finite and >= 0, no set,
-            or images, labels and a net that do not fit each other.
+        SpecError: a search that is no :class:`Pgd`, a first step that is not finite and >= 0, no set, or images,
+            labels, a set and a net that do not fit each other.
     """
-    check_count("steps", steps)
-    check_number("momentum", momentum)
     for length in first_steps or ():
         check_number("first_steps", length)
+    check_type("search", search, Pgd, "a Pgd(steps, objective, ...)")
     check_generator(generator)
     for x, y, perturbation in jobs:
         check_set(perturbation)
         check_pair(x, y, model)
+    steps = search.steps
     decay_steps = {steps // 2, steps * 7 // 8}
     sizes = [len(x) for x, _, _ in jobs]
     labels = torch.cat([y for _, y, _ in jobs])
+    regions = [perturbation.around(x) for x, _, perturbation in jobs]
     lengths = list(first_steps) if first_steps is not None else [p.attack_step for _, _, p in jobs]
-    variables = [_start(x, perturbation, random_start, generator) for x, _, perturbation in jobs]
+    variables = [search.start(region, generator) for region in regions]
     kept = [(v, v.new_full((n,), -torch.inf)) for v, n in zip(variables, sizes, strict=True)]
     directions: list[Tensor | None] = [None] * len(jobs)
     with evaluation_mode(model), torch.enable_grad():
         for index in range(steps + 1 if best else steps):
             variables = [variable.detach().requires_grad_(index < steps) for variable in variables]
-            images = [p.decode(x, variable) for (x, _, p), variable in zip(jobs, variables, strict=True)]
-            values = objective(evaluated(model, images[0] if len(jobs) == 1 else torch.cat(images)), labels)
+            images = [region.decode(variable) for region, variable in zip(regions, variables, strict=True)]
+            values = search.objective(evaluated(model, images[0] if len(jobs) == 1 else torch.cat(images)), labels)
             kept = [
                 _better(old, (variable.detach(), value.detach())) if best else (variable, value.detach())
                 for old, variable, value in zip(kept, variables, values.split(sizes), strict=True)
@@ -147,28 +208,15 @@ def pgd_variables(
             gradients = torch.autograd.grad(values.sum(), variables)
             if index > 0 and index in decay_steps:
                 lengths = [length / 10 for length in lengths]
-            for job, ((x, _, p), variable, gradient) in enumerate(zip(jobs, variables, gradients, strict=True)):
-                direction = gradient if momentum == 0 else _with_momentum(gradient, directions[job], momentum)
-                directions[job] = direction
-                variables[job] = p.ascend(x, variable.detach(), direction, lengths[job])
+            for job, (region, variable, gradient) in enumerate(zip(regions, variables, gradients, strict=True)):
+                directions[job] = direction = search.direction(gradient, directions[job])
+                variables[job] = region.ascend(variable.detach(), direction, lengths[job])
     if best:
         return kept
     return [(variable, value) for variable, (_, value) in zip(variables, kept, strict=True)]
-
-
-def _start(x: Tensor, perturbation: PerturbationSet, random_start: bool, generator: torch.Generator | None) -> Tensor:
-    variable = perturbation.random_start(x, generator)
-    return x.clone() if not random_start and variable.shape == x.shape else variable
 
 
 def _better(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Per sample, the (variable, value) of the larger value."""
     better = new[1] > old[1]
     return torch.where(per_image(better, new[0]), new[0], old[0]), torch.where(better, new[1], old[1])
-
-
-def _with_momentum(gradient: Tensor, last: Tensor | None, momentum: float) -> Tensor:
-    """``gradient``, scaled to mean size 1 per sample, plus a share of the ``last`` direction."""
-    size = gradient.abs().flatten(1).mean(1).clamp(min=torch.finfo(gradient.dtype).tiny)
-    scaled = gradient / per_image(size, gradient)
-    return scaled if last is None else momentum * last + scaled

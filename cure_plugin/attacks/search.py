@@ -12,7 +12,7 @@ from cure_plugin.attacks.gradient import worst_margin_loss
 from cure_plugin.checks import check_count
 from cure_plugin.inputs import check_generator, check_pair, evaluated
 from cure_plugin.modes import evaluation_mode
-from cure_plugin.sets import PerturbationSet
+from cure_plugin.sets import PerturbationSet, Region
 from cure_plugin.sets.base import check_set
 
 _SHORTEST = 10
@@ -63,13 +63,14 @@ def find_counterexample(
     check_pair(x, y, model)
     check_generator(generator)
     with evaluation_mode(model):
+        region = perturbation.around(x)
         search = _Search(model, x, y, generator)
         for member in range(len(perturbation.parts())):
             for run in _runs(steps, restarts, search.logits.shape[1]):
                 left = search.left()
                 if left.numel() == 0:
                     break
-                search.ascend(left, perturbation.select(x, left).parts()[member], run)
+                search.ascend(left, region.select(left).parts()[member], run)
         return search.result()
 
 
@@ -104,17 +105,17 @@ class _Search:
         self.points[~self.found] = self.x[~self.found]
         return self.found, self.points
 
-    def ascend(self, index: Tensor, perturbation: PerturbationSet, run: _Run) -> None:
-        """Climb with the samples ``index``, which ``perturbation`` is selected for, from where ``run`` starts."""
-        x, y = self.x[index], self.y[index]
-        variable = perturbation.random_start(x, self.generator)
-        if run.rank is None and variable.shape == x.shape:
-            variable = x.clone()
+    def ascend(self, index: Tensor, region: Region, run: _Run) -> None:
+        """Climb with the samples ``index``, whose ``region`` it is, from where ``run`` starts."""
+        y = self.y[index]
+        variable = region.random_start(self.generator)
+        if run.rank is None and variable.shape == region.x.shape:
+            variable = region.x.clone()
         rival = None if run.rank is None else self._rivals(index, run.rank)
         for step in range(run.steps + 1):
             with torch.enable_grad():
                 variable = variable.detach().requires_grad_(step < run.steps)
-                image = perturbation.decode(x, variable)
+                image = region.decode(variable)
                 logits = self.model(image)
                 value = worst_margin_loss(logits, y) if rival is None else _margin_of(logits, y, rival)
             unbroken = self._note(index, image.detach(), logits.detach())
@@ -125,11 +126,11 @@ class _Search:
             (gradient,) = torch.autograd.grad(value.sum(), variable)
             variable = variable.detach()
             if unbroken.numel() < index.numel():
-                perturbation = perturbation.select(x, unbroken)
-                index, x, y = index[unbroken], x[unbroken], y[unbroken]
+                region = region.select(unbroken)
+                index, y = index[unbroken], y[unbroken]
                 variable, gradient = variable[unbroken], gradient[unbroken]
                 rival = None if rival is None else rival[unbroken]
-            variable = perturbation.leap(x, variable, gradient, 1 - step / run.steps)
+            variable = region.leap(variable, gradient, 1 - step / run.steps)
 
     def _note(self, index: Tensor, image: Tensor, logits: Tensor) -> Tensor:
         """Keep what the samples ``index`` reached; returns the positions in ``index`` of those still unbroken."""

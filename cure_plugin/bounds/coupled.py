@@ -11,7 +11,7 @@ from auto_LiRPA import BoundedModule, BoundedTensor
 from torch import Tensor
 
 from cure_plugin.bounds.coupled_relu import Coupling, coupled
-from cure_plugin.bounds.margins import BOXES_ARGUMENT, Box, LayerBounds, crown_bounds, margin_matrix
+from cure_plugin.bounds.margins import BOXES_ARGUMENT, LayerBounds, NodeBox, crown_bounds, margin_matrix
 from cure_plugin.bounds.module import default_dtype
 from cure_plugin.bounds.radii import GraphRadii, Radius
 from cure_plugin.sets import PerturbationSet
@@ -53,7 +53,7 @@ class _State:
     aim: Tensor
     start: Radius
     clean: dict[str, Tensor]
-    boxes: dict[str, Box]
+    boxes: dict[str, NodeBox]
     radius: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -183,7 +183,7 @@ class CoupledBounds:
             state.boxes[node.name] = _intersection((lower, upper), self._optimise(state, node, None, iterations))
 
     @torch.enable_grad()
-    def _optimise(self, state: _State, node: Any, rows: Tensor | None, iterations: int) -> Box:
+    def _optimise(self, state: _State, node: Any, rows: Tensor | None, iterations: int) -> NodeBox:
         """Best bounds over slopes and multipliers: (lower, upper) of ``rows`` (B, k, n) over ``node``'s values.
 
         For ``node`` None they are rows over the logits and the upper bounds are infinite; for ``rows`` None the
@@ -194,7 +194,7 @@ class CoupledBounds:
         inputs = (BoundedTensor(state.x, state.perturbation),)
         given = {name: [*box] for name, box in state.boxes.items() if node is None or name != node.name}
 
-        def ask() -> Box:
+        def ask() -> NodeBox:
             known = {BOXES_ARGUMENT: given}
             if rows is not None:
                 lower, upper = self.bounded.compute_bounds(
@@ -213,7 +213,7 @@ class CoupledBounds:
             return node.lower, node.upper
 
         optimiser: torch.optim.Adam | None = None
-        best: Box | None = None
+        best: NodeBox | None = None
         for step in range(iterations):
             with coupled(coupling):
                 bounds = ask()
@@ -247,5 +247,5 @@ def _at(rows: Tensor, positions: Tensor) -> Tensor:
     return rows.gather(1, positions.unsqueeze(2).expand(-1, -1, rows.shape[2]))
 
 
-def _intersection(one: Box, other: Box) -> Box:
+def _intersection(one: NodeBox, other: NodeBox) -> NodeBox:
     return torch.fmax(one[0], other[0]), torch.fmin(one[1], other[1])  # NaN says nothing

@@ -22,7 +22,7 @@ import torch
 from auto_LiRPA.patches import Patches
 from torch import Tensor
 
-from cure_plugin.bounds.margins import Box
+from cure_plugin.bounds.margins import NodeBox
 from cure_plugin.sets.rows import rows_of_patches
 
 _SEARCH_STEPS = 6
@@ -36,7 +36,7 @@ _CACHED_ELEMENTS = 1 << 16
 
 
 def coupled_offset(
-    a: Tensor, slope: Tensor, multiplier: Tensor, box: Box, clean: Tensor, radius: Tensor
+    a: Tensor, slope: Tensor, multiplier: Tensor, box: NodeBox, clean: Tensor, radius: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The offset h above, and how far its minimiser lies from ``clean``.
 
@@ -165,7 +165,7 @@ def _layout(rows: Tensor | Patches) -> _Layout:
     )
 
 
-def relax(name: str, rows: Tensor | Patches, box: Box, coupling: Coupling, side: int) -> tuple[Any, Tensor]:
+def relax(name: str, rows: Tensor | Patches, box: NodeBox, coupling: Coupling, side: int) -> tuple[Any, Tensor]:
     """(next rows, bias) of a bound from below (side -1) or above (1) with ``rows`` over the ReLU fed by ``name``."""
     layout = _layout(rows)
     a = -side * layout.coefficients
@@ -189,7 +189,7 @@ def relax(name: str, rows: Tensor | Patches, box: Box, coupling: Coupling, side:
     return layout.restore(-side * slope), -side * offset
 
 
-def _search(a: Tensor, slope: Tensor, box: Box, clean: Tensor, radius: Tensor) -> Tensor:
+def _search(a: Tensor, slope: Tensor, box: NodeBox, clean: Tensor, radius: Tensor) -> Tensor:
     """A multiplier per row near the best, by fixed-point steps; next to 0 where CROWN's own intercept is better."""
     multiplier = torch.full_like(a[..., 0], _LEAST)
     best, at = coupled_offset(a, slope, multiplier, box, clean, radius)[0], multiplier

@@ -22,10 +22,10 @@ MARKER = "cure_plugin_hook"
 """Attribute by which people see a hook of ours; it holds the hook itself, so a copy on a foreign wrapper is none."""
 
 Function = Callable[..., Any]
-Make = Callable[[Function], Function]
+Wrap = Callable[[Function], Function]
 """From a method to what stands in its place and calls it."""
 
-HOOKS: tuple[tuple[type, str, Make], ...] = (
+HOOKS: tuple[tuple[type, str, Wrap], ...] = (
     (BoundedModule, "IBP_general", with_exact_first_layer),
     (BoundRelu, "bound_backward", with_coupling),
 )
@@ -50,7 +50,7 @@ _hooks: dict[tuple[type, str], _Hook] = {}
 """The last one put into each method, wherever other wrappers have left it since."""
 
 
-def install(owner: type, method: str, make: Make) -> None:
+def install(owner: type, method: str, make: Wrap) -> None:
     """Put a hook into a method of a class; where it is in already, it stays where it is and acts.
 
     One that a foreign wrapper hides (it has no ``__wrapped__``) or has taken away is replaced by a new one on top.

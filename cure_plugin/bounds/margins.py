@@ -16,8 +16,8 @@ from cure_plugin.inputs import check_labels, check_pair
 from cure_plugin.sets import PerturbationSet
 from cure_plugin.sets.base import check_set
 
-Box = tuple[Tensor, Tensor]
-"""(lower, upper)."""
+NodeBox = tuple[Tensor, Tensor]
+"""(lower, upper) of a node's values, each (B, *shape)."""
 
 BOXES_ARGUMENT = next(
     name
@@ -39,7 +39,7 @@ class LayerBounds:
     """
 
     margins: Tensor
-    boxes: dict[str, Box]
+    boxes: dict[str, NodeBox]
     hopeless: Tensor
     rounds: Tensor
 
@@ -83,7 +83,7 @@ def lower_margins(
     perturbation: PerturbationSet,
     method: str = "IBP",
     classes: int | None = None,
-    boxes: dict[str, Box] | None = None,
+    boxes: dict[str, NodeBox] | None = None,
 ) -> Tensor:
     """Lower bounds of z_y - z_j for j != y over the set around ``x``, (B, C - 1).
 
@@ -104,7 +104,7 @@ def lower_margins(
     return lower
 
 
-def relu_boxes(bounded: BoundedModule) -> dict[str, Box]:
+def relu_boxes(bounded: BoundedModule) -> dict[str, NodeBox]:
     """Bounds of the ReLUs' inputs by name, as the last bound computation of ``bounded`` left them."""
     inner = [relu.inputs[0] for relu in bounded.relus]
     return {node.name: (node.lower.detach(), node.upper.detach()) for node in inner if node.perturbed}

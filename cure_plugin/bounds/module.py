@@ -103,12 +103,19 @@ def wrapped_again(
 ) -> BoundedModule:
     """A fresh wrapper like ``bounded``, for another copy of its net (another dtype) or for other options.
 
-    What was checked of ``bounded`` is not checked again.
+    What was checked of ``bounded`` is not checked again, but for nodes without a row in the table in another dtype.
+
+    Raises:
+        SpecError: bounds that hold in the dtype of ``bounded`` fail in that of ``model``.
     """
     example, expected = _example(model, input_shape)
     chosen = {**BOUND_OPTIONS, "conv_mode": bounded.bound_opts["conv_mode"], **(options or {})}
     with evaluation_mode(model):
         again = _mended(_traced(model, example, chosen))
+    if like(model).dtype != like(bounded).dtype and _has_unknown_kinds(again):
+        fault = _fault(again, input_shape)
+        if fault:
+            raise SpecError(f"auto_LiRPA {version} does not bound this net soundly in {like(model).dtype}: {fault}")
     with frozen(model):
         check_outputs(again, example, expected)
     return _shared(again, model)
@@ -182,12 +189,16 @@ def _allows(bounded: BoundedModule, mode: str, unknown: bool) -> bool:
 def _fault(bounded: BoundedModule, input_shape: tuple[int, ...]) -> str:
     """What is wrong with the bounds of ``bounded``; empty: nothing was found."""
     reference = like(bounded)
-    thorough = any(verdict(node)[1] is None for node in bounded.children())
     try:
         with evaluation_mode(bounded), frozen(bounded), default_dtype(reference.dtype):
-            return violation(bounded, input_shape, thorough) or ""
+            return violation(bounded, input_shape, _has_unknown_kinds(bounded)) or ""
     except Exception as error:  # auto_LiRPA's failures have no common class
         return f"its bounds fail ({type(error).__name__}: {str(error).partition(chr(10))[0] or 'an assertion'})"
+
+
+def _has_unknown_kinds(bounded: BoundedModule) -> bool:
+    """Whether the table has no row for some node."""
+    return any(verdict(node)[1] is None for node in bounded.children())
 
 
 def _traced(model: nn.Module, example: Tensor, options: dict[str, Any]) -> BoundedModule:

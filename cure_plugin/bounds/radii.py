@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cure_plugin.bounds.elementwise import constant, unscaled
-from cure_plugin.bounds.margins import Box
+from cure_plugin.bounds.margins import NodeBox
 from cure_plugin.bounds.norms import column_norms, convolution_norm, matrix_norm
 from cure_plugin.bounds.operators import is_elementwise
 from cure_plugin.sets.rows import pair
@@ -47,7 +47,7 @@ class GraphRadii:
     def __init__(self) -> None:
         self._known: dict[str, tuple[list[Tensor], Norms]] = {}
 
-    def at(self, node: Any, start: Radius, boxes: dict[str, Box], clean: dict[str, Tensor]) -> Radius:
+    def at(self, node: Any, start: Radius, boxes: dict[str, NodeBox], clean: dict[str, Tensor]) -> Radius:
         """Radius at ``node``.
 
         Args:
@@ -74,7 +74,7 @@ class GraphRadii:
         sources: list[Any],
         below: list[Radius],
         start: Radius,
-        boxes: dict[str, Box],
+        boxes: dict[str, NodeBox],
         clean: dict[str, Tensor],
     ) -> Radius:
         """Radius behind ``node`` from those of its perturbed inputs."""
@@ -100,7 +100,7 @@ class GraphRadii:
                 return Radius(_scaled(below[0].l1, column_l1), torch.minimum(by_l2, by_l1))
         return Radius(unknown, unknown)
 
-    def reach(self, node: Any, start: Radius, boxes: dict[str, Box], clean: dict[str, Tensor]) -> Tensor:
+    def reach(self, node: Any, start: Radius, boxes: dict[str, NodeBox], clean: dict[str, Tensor]) -> Tensor:
         """How far each single value at a linear ``node`` can move: its row's dual norm times the radius below.
 
         Returns:
@@ -128,7 +128,7 @@ class GraphRadii:
         by_l1 = _scaled(below.l1.unsqueeze(1), rows.abs().amax(1))
         return torch.minimum(by_l2, by_l1).view(len(start.l2), -1, *shape[2:]) * _ROUNDED_UP
 
-    def _through_relu(self, node: Any, below: Radius, boxes: dict[str, Box], clean: dict[str, Tensor]) -> Radius:
+    def _through_relu(self, node: Any, below: Radius, boxes: dict[str, NodeBox], clean: dict[str, Tensor]) -> Radius:
         """A ReLU moves no value further than its input, and none outside the ReLU of its bounds."""
         name = node.inputs[0].name
         if name not in boxes:

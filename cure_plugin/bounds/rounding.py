@@ -26,7 +26,7 @@ from auto_LiRPA import BoundedModule
 from torch import Tensor
 
 from cure_plugin.bounds.elementwise import constant, unscaled
-from cure_plugin.bounds.margins import Box
+from cure_plugin.bounds.margins import NodeBox
 from cure_plugin.bounds.operators import is_elementwise, moves
 from cure_plugin.sets import PerturbationSet
 
@@ -71,7 +71,7 @@ LIKELY = 8.0
 
 
 def required_margins(
-    bounded: BoundedModule, x: Tensor, y: Tensor, perturbation: PerturbationSet, boxes: dict[str, Box]
+    bounded: BoundedModule, x: Tensor, y: Tensor, perturbation: PerturbationSet, boxes: dict[str, NodeBox]
 ) -> Tensor:
     """How large lower bounds of z_y - z_j must be to count as positive whatever rounding did, (B,).
 
@@ -120,7 +120,7 @@ def _terms(bounded: BoundedModule, x: Tensor) -> int:
 
 
 def _sizes(
-    bounded: BoundedModule, x: Tensor, largest: Tensor, perturbation: PerturbationSet, boxes: dict[str, Box]
+    bounded: BoundedModule, x: Tensor, largest: Tensor, perturbation: PerturbationSet, boxes: dict[str, NodeBox]
 ) -> Tensor | None:
     """What the net of absolute values puts out over the set, (B, C); None where a node has no rule.
 

@@ -40,7 +40,8 @@ _MANY = 12
 _SLACK = 2.0**11
 """Units of rounding, relative to the largest value met so far, by which values may lie outside their bounds."""
 
-Found = dict[str, tuple[Tensor, Tensor]]
+Bounds = dict[str, tuple[Tensor, Tensor]]
+"""Node -> (lower, upper)."""
 
 
 def violation(bounded: BoundedModule, input_shape: tuple[int, ...], thorough: bool = False) -> str | None:
@@ -74,7 +75,7 @@ def violation(bounded: BoundedModule, input_shape: tuple[int, ...], thorough: bo
     return None
 
 
-def _bounds(bounded: BoundedModule, x: Tensor, ball: PerturbationSet, method: str) -> Found:
+def _bounds(bounded: BoundedModule, x: Tensor, ball: PerturbationSet, method: str) -> Bounds:
     """Bounds of all nodes that ``method`` bounds, by name."""
     rows = {}
     if method != "IBP":
@@ -82,7 +83,7 @@ def _bounds(bounded: BoundedModule, x: Tensor, ball: PerturbationSet, method: st
         rows["C"] = torch.eye(classes).to(x).expand(len(x), classes, classes)
     with torch.no_grad():
         lower, upper = bounded.compute_bounds(x=(BoundedTensor(x, ball),), method=method, **rows)
-    found: Found = {}
+    found: Bounds = {}
     for node in bounded.children():
         ends = getattr(node, "lower", None), getattr(node, "upper", None)
         if getattr(node, "perturbed", False) and isinstance(ends[0], Tensor) and isinstance(ends[1], Tensor):
@@ -114,7 +115,7 @@ def _points(
     yield torch.stack([ball.ascend(x, x, sign * step, 1.0) for step in steps for sign in (1, -1)])
 
 
-def _broken(bounded: BoundedModule, points: Tensor, bounds: dict[str, Found]) -> str | None:
+def _broken(bounded: BoundedModule, points: Tensor, bounds: dict[str, Bounds]) -> str | None:
     with torch.no_grad():
         bounded(points.flatten(0, 1))
     largest = 1.0

@@ -10,7 +10,7 @@ from auto_LiRPA import BoundedModule
 from torch import Tensor
 
 from cure_plugin.attacks import worst_margin_loss
-from cure_plugin.bounds.margins import Box, crown_bounds, lower_margins, relu_boxes
+from cure_plugin.bounds.margins import NodeBox, crown_bounds, lower_margins, relu_boxes
 from cure_plugin.bounds.memory import alpha_crown_bytes, coupled_bytes, crown_bytes
 from cure_plugin.bounds.operators import optimisable
 from cure_plugin.bounds.rounding import required_margins
@@ -115,30 +115,28 @@ class AlphaCrown(BoundMethod):
         return PieceBounds(self._lower(bounder, piece), piece.known.boxes if piece.known else {})
 
     def _lower(self, bounder: Bounder, piece: Piece) -> Tensor:
-        x, y, perturbation, known = piece.x, piece.y, piece.perturbation, piece.known
+        known = piece.known
         if known is None:
-            return self._optimised(bounder, x, y, perturbation, None)
+            return self._optimised(bounder, piece, None)
         lower = known.margins.amin(1).cpu()
         some = (~known.hopeless).nonzero().flatten()
         if some.numel() == 0:
             return lower
-        boxes = known.select(some).boxes
-        found = self._optimised(bounder, x[some], y[some], perturbation.select(x, some), boxes)
+        found = self._optimised(bounder, piece.select(some), known.select(some).boxes)
         lower[some] = torch.fmax(lower[some], found)
         if bool(known.rounds.any()):  # coupling made the boxes
             return lower
         with torch.no_grad():
-            clean = -worst_margin_loss(bounder.net(x), y).cpu()
+            clean = -worst_margin_loss(bounder.net(piece.x), piece.y).cpu()
         left = (~(lower > 0) & ~(lower < -_BEYOND_REACH * clean.clamp(min=0))).nonzero().flatten()
         if left.numel():
-            full = self._optimised(bounder, x[left], y[left], perturbation.select(x, left), None)
+            full = self._optimised(bounder, piece.select(left), None)
             lower[left] = torch.fmax(lower[left], full)
         return lower
 
-    def _optimised(
-        self, bounder: Bounder, x: Tensor, y: Tensor, perturbation: PerturbationSet, boxes: dict[str, Box] | None
-    ) -> Tensor:
+    def _optimised(self, bounder: Bounder, piece: Piece, boxes: dict[str, NodeBox] | None) -> Tensor:
         """alpha-CROWN over given ``boxes`` of the layers, or with those of its own; (B,)."""
+        x, y, perturbation = piece.x, piece.y, piece.perturbation
         if not bounder.bounded.relus or not optimisable(bounder.bounded):  # no slopes to choose, or none that it can
             return crown_bounds(bounder.bounded, x, y, perturbation).margins.amin(1).cpu()
 

@@ -17,9 +17,8 @@ from cure_plugin.bounds.margins import LayerBounds
 from cure_plugin.bounds.module import bounded_module, wrapped_again
 from cure_plugin.bounds.rounding import required_margins
 from cure_plugin.certification.method import BoundMethod, Piece
-from cure_plugin.errors import MemoryWarning
+from cure_plugin.errors import MemoryWarning, SpecError
 from cure_plugin.inputs import like
-from cure_plugin.sets import PerturbationSet
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ class Bounder:
         self._needed_bytes: dict[BoundMethod, int] = {}
         self._warned: set[BoundMethod] = set()
         self._wide: Bounder | None = None
+        self._fails_in_float64 = False
 
     @property
     def classes(self) -> int:
@@ -93,54 +93,45 @@ class Bounder:
                 )
         return max(1, min(self.batch_size, int(self.memory * 2**30) // max(1, self._needed_bytes[method])))
 
-    def bound(
-        self,
-        x: Tensor,
-        y: Tensor,
-        perturbation: PerturbationSet,
-        method: BoundMethod,
-        known: LayerBounds | None = None,
-        skipped: int = 0,
-    ) -> Bounds:
+    def bound(self, whole: Piece, method: BoundMethod) -> Bounds:
         """Lower bounds of the smallest margin of each image, which of them are proofs, and what later methods can use.
 
         What float32 leaves between 0 and its rounding errors is bounded again in float64.
 
-        Args:
-            known: what an earlier call gave for the same images and set; coupled and alpha-CROWN start from it.
-            skipped: rounds of coupled bounds that are known not to be enough.
+        Coupled and alpha-CROWN start from what is known of the layers.
         """
         lower: list[Tensor] = []
         proved: list[Tensor] = []
         layers: list[LayerBounds] = []
-        for index in torch.arange(x.shape[0]).split(self.batch(method)):
-            some, given = perturbation.select(x, index), known.select(index) if known else None
-            piece = Piece(x[index], y[index], some, given, skipped)
+        for index in torch.arange(len(whole.y)).split(self.batch(method)):
+            piece = whole.select(index)
             found = method.bounds(self, piece)
             lower.append(found.lower)
             layers += [found.layers] if found.layers else []
             needed = torch.zeros_like(found.lower)
             if bool((found.lower > 0).any()):
-                needed = required_margins(self.bounded, piece.x, piece.y, some, found.boxes).cpu()
+                needed = required_margins(self.bounded, piece.x, piece.y, piece.perturbation, found.boxes).cpu()
             proved.append(found.lower > needed)
             close = ((found.lower > 0) & ~proved[-1]).nonzero().flatten()
-            if close.numel() and x.dtype == torch.float32:
+            wide = self._in_float64() if close.numel() and piece.x.dtype == torch.float32 else None
+            if wide is not None:
                 enough = int(found.layers.rounds[close].amin()) if found.layers else 0
-                again = self._in_float64().bound(
-                    piece.x[close].double(),
-                    piece.y[close],
-                    some.select(piece.x, close),
-                    method,
-                    skipped=max(0, enough - 1),
-                )
+                some = piece.select(close)
+                region = some.perturbation.around(some.x.double())
+                again = wide.bound(Piece(region=region, y=some.y, skipped=max(0, enough - 1)), method)
                 proved[-1][close] = again.proved
         return Bounds(torch.cat(lower), torch.cat(proved), LayerBounds.join(layers) if layers else None)
 
-    def _in_float64(self) -> Bounder:
-        """The same for a copy of the net in float64, whose weights are the net's own of now."""
-        if self._wide is None:
+    def _in_float64(self) -> Bounder | None:
+        """The same for a copy of the net in float64 with the net's weights of now; None where bounds fail there."""
+        if self._wide is None and not self._fails_in_float64:
             net = copy.deepcopy(self.net).double()
-            self._wide = Bounder(net, self.input_shape, self.batch_size, self.memory, self.bounded)
+            try:
+                self._wide = Bounder(net, self.input_shape, self.batch_size, self.memory, self.bounded)
+            except SpecError:
+                self._fails_in_float64 = True
+                return None
             self._wide._warned = self._warned
-        self._wide.net.load_state_dict(self.net.state_dict())
+        if self._wide is not None:
+            self._wide.net.load_state_dict(self.net.state_dict())
         return self._wide

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,9 +54,7 @@ def run(methods: Sequence[Method], work: Work, progress: Progress) -> None:
         if left.numel() == 0:
             return
         started = time.perf_counter()
-        some = work.perturbation.select(work.x, left)
-        layers = known.of(left) if known else None
-        found = method.run(Work(work.bounder, work.x[left], work.y[left], some, layers, work.generator))
+        found = method.run(replace(work.select(left), known=known.of(left) if known else None))
         known = _Known(left, found.layers) if found.layers else known
         progress.take(left, method, found)
         progress.spend(left, time.perf_counter() - started)

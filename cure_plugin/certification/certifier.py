@@ -16,14 +16,14 @@ from cure_plugin.attacks import worst_margin_loss
 from cure_plugin.bounds.module import LOW_PRECISION
 from cure_plugin.certification.bounder import Bounder
 from cure_plugin.certification.cascade import CASCADE, read_methods, run
-from cure_plugin.certification.method import METHODS, BoundMethod, Method, Work
+from cure_plugin.certification.method import METHODS, BoundMethod, Method, Piece, Work
 from cure_plugin.certification.splitting import SplitResult, Splitting
 from cure_plugin.certification.verdict import Progress, Verdict
 from cure_plugin.checks import check_count, check_shape
 from cure_plugin.errors import SpecError
 from cure_plugin.inputs import check_generator, check_weights, images, labels, like, plain_net
 from cure_plugin.sets import PerturbationSet
-from cure_plugin.sets.base import check_domain, check_set
+from cure_plugin.sets.base import check_set
 
 _SPELLED_BEFORE = {
     "attack_steps": ("pgd", "steps"),
@@ -98,7 +98,7 @@ class Certifier:
         clean_margin = -worst_margin_loss(logits, y)
         for index in (clean_margin <= 0).nonzero().flatten().tolist():
             progress.falsify(index, "clean", float(clean_margin[index]), x[index])
-        run(self.methods, Work(self._bounder, x, y, perturbation, generator=generator), progress)
+        run(self.methods, self._work(x, y, perturbation, generator), progress)
         return progress.verdicts(), progress.points
 
     def checked(self, x: Any, y: Any, perturbation: PerturbationSet) -> tuple[Tensor, Tensor]:
@@ -109,9 +109,7 @@ class Certifier:
         """
         check_set(perturbation)
         x = images(x, self.input_shape, like(self.net).dtype)
-        for part in perturbation.parts():
-            if getattr(part, "domain", None) is not None:
-                check_domain(x, part.domain)
+        perturbation.check(x)
         return x, labels(y, len(x), self._bounder.classes)
 
     def _compared(self, x: Any, y: Any, perturbation: PerturbationSet) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,13 +135,13 @@ class Certifier:
         if x.shape[0] != 1 or not perturbation.split_methods:
             raise SpecError(f"splitting takes one image and a set with pieces, got {tuple(x.shape)}, {perturbation!r}")
         method = next((method for method in self.methods if isinstance(method, Splitting)), Splitting())
-        return method.split(Work(self._bounder, x, y, perturbation, generator=generator))
+        return method.split(self._work(x, y, perturbation, generator))
 
     def proved(self, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> Tensor:
         """Which images bounds and splitting prove, without any attack on the whole set; (B,) bool."""
         x, y, _ = self._compared(x, y, perturbation)
         progress = Progress(x)
-        run([method for method in self.methods if method.proves], Work(self._bounder, x, y, perturbation), progress)
+        run([method for method in self.methods if method.proves], self._work(x, y, perturbation), progress)
         return torch.tensor([verdict.status == "proved" for verdict in progress.verdicts()])
 
     def proves(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: BoundMethod | str) -> Tensor:
@@ -153,7 +151,7 @@ class Certifier:
             method: one that bounds a whole set at once, or its name.
         """
         x, y, _ = self._compared(x, y, perturbation)
-        return self._bounder.bound(x, y, perturbation, self._one(method)).proved
+        return self._bounder.bound(Piece(region=perturbation.around(x), y=y), self._one(method)).proved
 
     def lower_bound(self, x: Tensor, y: Tensor, perturbation: PerturbationSet, method: BoundMethod | str) -> Tensor:
         """Lower bound of the smallest margin of each image, (B,), by one method, as computed.
@@ -161,7 +159,12 @@ class Certifier:
         See :meth:`proves` for what it is worth: rounding errors are not taken off.
         """
         x, y, _ = self._compared(x, y, perturbation)
-        return self._bounder.bound(x, y, perturbation, self._one(method)).lower
+        return self._bounder.bound(Piece(region=perturbation.around(x), y=y), self._one(method)).lower
+
+    def _work(
+        self, x: Tensor, y: Tensor, perturbation: PerturbationSet, generator: torch.Generator | None = None
+    ) -> Work:
+        return Work(bounder=self._bounder, region=perturbation.around(x), y=y, generator=generator)
 
     def _one(self, method: Any) -> BoundMethod:
         """A method by name: the certifier's own where it has that, else with its defaults."""

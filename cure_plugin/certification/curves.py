@@ -16,7 +16,7 @@ from cure_plugin.datasets import ImageData
 from cure_plugin.errors import SpecError
 from cure_plugin.inputs import like
 from cure_plugin.progress import progress_bar
-from cure_plugin.sets import SetSpec
+from cure_plugin.sets import PerturbationSet, SetSpec
 
 
 def certified_curves(
@@ -57,14 +57,14 @@ def certified_curves(
     reached: dict[str, Tensor] = {}
     with progress_bar(len(factors).bit_length() * len(sets), "step", label, progress) as bar:
         for name, spec in zip(names, sets, strict=True):
-            reached[name] = _largest(certifier, x, y, spec, factors, bar.update)
+            reached[name] = _largest(certifier, x, y, spec.build(), factors, bar.update)
     reached["union"] = torch.stack(list(reached.values())).amin(0)
     counts = torch.arange(1, len(factors) + 1)
     return {name: (last >= counts[:, None]).float().mean(1).tolist() for name, last in reached.items()}
 
 
 def _largest(
-    certifier: Certifier, x: Tensor, y: Tensor, spec: SetSpec, factors: Sequence[float], step: Callable[[], Any]
+    certifier: Certifier, x: Tensor, y: Tensor, own: PerturbationSet, factors: Sequence[float], step: Callable[[], Any]
 ) -> Tensor:
     """How many of the leading ``factors`` each image is certified for, (B,) int64."""
     low, high = torch.zeros(len(x), dtype=torch.long), torch.full((len(x),), len(factors))
@@ -72,17 +72,17 @@ def _largest(
         middle = (low + high + 1) // 2
         for number in middle[low < high].unique().tolist():
             chosen = ((middle == number) & (low < high)).nonzero().flatten()
-            proved = _proved(certifier, x[chosen], y[chosen], spec, factors[number - 1])
+            proved = _proved(certifier, x[chosen], y[chosen], own, factors[number - 1])
             low[chosen] = torch.where(proved, number, low[chosen])
             high[chosen] = torch.where(proved, high[chosen], number - 1)
         step()
     return low
 
 
-def _proved(certifier: Certifier, x: Tensor, y: Tensor, spec: SetSpec, factor: float) -> Tensor:
+def _proved(certifier: Certifier, x: Tensor, y: Tensor, own: PerturbationSet, factor: float) -> Tensor:
     """Which images are certified, (B,) bool; none for an enlarged set that does not exist (patch beyond the image)."""
     try:
-        return certifier.proved(x, y, spec.build().scaled(factor))
+        return certifier.proved(x, y, own.scaled(factor))
     except SpecError:
         if factor <= 1:
             raise

@@ -3,36 +3,62 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from auto_LiRPA import BoundedModule
 from torch import Tensor
 
-from cure_plugin.bounds.margins import Box, LayerBounds
+from cure_plugin.bounds.margins import LayerBounds, NodeBox
 from cure_plugin.registry import Registry
-from cure_plugin.sets import PerturbationSet
+from cure_plugin.sets import PerturbationSet, Region
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from cure_plugin.certification.bounder import Bounder
 
 
-@dataclass(frozen=True)
-class Work:
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """Are these images classified as ``y`` all over the set?
+
+    Attributes:
+        region: the set around images (L, *input). y: their labels (L,).
+        known: bounds of layers that an earlier method left, of the same images.
+    """
+
+    region: Region
+    y: Tensor
+    known: LayerBounds | None = None
+
+    @property
+    def x(self) -> Tensor:
+        """The images."""
+        return self.region.x
+
+    @property
+    def perturbation(self) -> PerturbationSet:
+        """The set."""
+        return self.region.perturbation
+
+    def select(self, index: Tensor) -> Self:
+        """The same of the images ``index`` alone."""
+        known = self.known.select(index) if self.known else None
+        return replace(self, region=self.region.select(index), y=self.y[index], known=known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work(_Question):
     """The images of a batch that nothing has decided yet.
 
     Attributes:
-        bounder: bounds of the net. x: (L, *input); y: labels (L,). perturbation: the set, around these.
-        known: bounds of layers that an earlier method left, of the same images.
+        bounder: bounds of the net.
         generator: of random starts.
     """
 
     bounder: Bounder
-    x: Tensor
-    y: Tensor
-    perturbation: PerturbationSet
-    known: LayerBounds | None = None
     generator: torch.Generator | None = None
 
 
@@ -88,14 +114,10 @@ METHODS: Registry[Method] = Registry("method", "cure_plugin.methods")
 """Methods by name, in the order that they are tried; other packages add theirs by the group ``cure_plugin.methods``."""
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Images that are bounded at a time, as a :class:`Work` is; ``skipped``: rounds that are known not to be enough."""
+@dataclass(frozen=True, kw_only=True)
+class Piece(_Question):
+    """Images that are bounded at a time; ``skipped``: rounds of coupled bounds that are known not to be enough."""
 
-    x: Tensor
-    y: Tensor
-    perturbation: PerturbationSet
-    known: LayerBounds | None = None
     skipped: int = 0
 
 
@@ -109,7 +131,7 @@ class PieceBounds:
     """
 
     lower: Tensor
-    boxes: dict[str, Box]
+    boxes: dict[str, NodeBox]
     layers: LayerBounds | None = None
 
 
@@ -125,5 +147,5 @@ class BoundMethod(Method):
         return 0
 
     def run(self, work: Work) -> Found:
-        found = work.bounder.bound(work.x, work.y, work.perturbation, self, work.known)
+        found = work.bounder.bound(Piece(region=work.region, y=work.y, known=work.known), self)
         return Found(found.lower, found.proved, layers=found.layers)

@@ -6,13 +6,13 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from cure_plugin.attacks import pgd, worst_margin_loss
+from cure_plugin.attacks import Pgd, pgd, worst_margin_loss
 from cure_plugin.certification.method import METHODS, Found, Method, Work
 from cure_plugin.checks import check_count
 from cure_plugin.errors import SpecError
@@ -21,15 +21,15 @@ from cure_plugin.sets import PerturbationSet
 Prove = Callable[[Tensor, Tensor, PerturbationSet, str], Found]
 """(x (B, *input), y (B,), set, name of a method) -> what the method finds."""
 
-Attack = Callable[[Tensor, Tensor, PerturbationSet], Tensor | None]
+Refute = Callable[[Tensor, Tensor, PerturbationSet], Tensor | None]
 """(x (B, *input), y (B,), set) -> a misclassified point (*input) of one of the images' sets, or None."""
 
 _COSTLY_PIECES = 4
 """Pieces handed to the later, costly methods at a time: few, as one of them may settle the image."""
 
 
-_ATTACK_STEPS = 10
-"""Of PGD on the pieces that no method proves."""
+_ATTACK = Pgd(10, worst_margin_loss)
+"""On the pieces that no method proves."""
 
 
 @METHODS.register("splitting")
@@ -54,8 +54,7 @@ class Splitting(Method):
     def run(self, work: Work) -> Found:
         results = []
         for index in torch.arange(len(work.x)).split(1):
-            some = work.perturbation.select(work.x, index)
-            results.append(self.split(replace(work, x=work.x[index], y=work.y[index], perturbation=some)))
+            results.append(self.split(work.select(index)))
         points, margins = work.x.clone(), [result.margin for result in results]
         for index, result in enumerate(results):
             if result.counterexample is not None:
@@ -74,10 +73,10 @@ class Splitting(Method):
         starts = work.generator or torch.Generator(work.x.device).manual_seed(0)
 
         def prove(x: Tensor, y: Tensor, pieces: PerturbationSet, method: str) -> Found:
-            return METHODS.make(method).run(Work(work.bounder, x, y, pieces))
+            return METHODS.make(method).run(Work(bounder=work.bounder, region=pieces.around(x), y=y))
 
         def attack(x: Tensor, y: Tensor, pieces: PerturbationSet) -> Tensor | None:
-            points = pgd(work.bounder.net, x, y, pieces, _ATTACK_STEPS, worst_margin_loss, True, starts)
+            points = pgd(work.bounder.net, x, y, pieces, _ATTACK, starts)
             margin, worst = _margins(work, points, y).min(0)
             return points[worst] if margin <= 0 else None
 
@@ -120,7 +119,7 @@ class _Open:
 
 def prove_by_splitting(
     prove: Prove,
-    attack: Attack,
+    attack: Refute,
     x: Tensor,
     y: Tensor,
     perturbation: PerturbationSet,

@@ -14,7 +14,7 @@ from cure_plugin.datasets import load_data
 from cure_plugin.errors import MissingDependencyError, SpecError
 from cure_plugin.files import make_folder, write_text
 from cure_plugin.nets import NetSpec
-from cure_plugin.report import image_table, summary_markdown, text_table, write_report
+from cure_plugin.report import Page, image_table, summary_markdown, text_table, write_report
 from cure_plugin.report.plots import load_pyplot
 
 
@@ -36,12 +36,12 @@ def certify(options: argparse.Namespace) -> None:
     write_text(options.out / "results.csv", image_table(records).as_csv())
     write_text(options.out / "report.md", summary_markdown(title, summaries, settings))
     print(text_table(summaries))
-    page = options.out / "report.html"
+    path = options.out / "report.html"
     try:
         load_pyplot()
     except MissingDependencyError as error:
-        print(f"cure: {page} is left out: {error}", file=sys.stderr)
+        print(f"cure: {path} is left out: {error}", file=sys.stderr)
         return
     curves = {name: certified_curves(certifier, data, specs, CURVE_FACTORS, True)} if options.curves else {}
-    write_report(page, title, summaries, CURVE_FACTORS, curves, {}, records={name: records}, settings=settings)
-    print(f"report: {page}")
+    write_report(path, Page(title, summaries, settings, {name: records}, CURVE_FACTORS, curves))
+    print(f"report: {path}")

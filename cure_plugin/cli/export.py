@@ -8,7 +8,7 @@ from cure_plugin.checkpoint import load_net
 from cure_plugin.cli.options import read_set_options
 from cure_plugin.datasets import load_data
 from cure_plugin.errors import SpecError
-from cure_plugin.export.files import export_instances
+from cure_plugin.export.files import Form, export_instances
 from cure_plugin.export.parity import parity
 
 
@@ -19,9 +19,8 @@ def export(options: argparse.Namespace) -> None:
     data = load_data(options.on, False, options.data).first(options.images)
     if spec.input_shape != data.shape:
         raise SpecError(f"{options.model} takes inputs of shape {spec.input_shape}, {options.on} has {data.shape}")
-    instances = export_instances(
-        net, data, sets, options.out, options.encoding, options.vnnlib, options.gz, options.timeout
-    )
+    form = Form(options.encoding, options.vnnlib, options.gz)
+    instances = export_instances(net, data, sets, options.out, form, options.timeout)
     path = options.out / "onnx" / "model.onnx"
     x, _ = data.batch(slice(0, len(data)))
     print(f"wrote {path} (largest difference to PyTorch {parity(net, path, x):.1e}) and {len(instances)} instances")

@@ -13,7 +13,7 @@ from cure_plugin.datasets import load_data
 from cure_plugin.demo import CURVE_METHODS
 from cure_plugin.errors import SpecError
 from cure_plugin.files import make_folder
-from cure_plugin.report import text_table, write_report
+from cure_plugin.report import Page, text_table, write_report
 from cure_plugin.report.plots import load_pyplot
 
 
@@ -31,10 +31,10 @@ def report(options: argparse.Namespace) -> None:
         curves[name] = certified_curves(quick, data, specs, CURVE_FACTORS, True)
     summaries = {name: summarize(listed) for name, listed in records.items()}
     settings = settings_line(options, specs, certifier) + f" Curves: {', '.join(CURVE_METHODS)}."
-    page = options.out / "report.html"
-    write_report(page, "Certified accuracy", summaries, CURVE_FACTORS, curves, {}, records=records, settings=settings)
+    path = options.out / "report.html"
+    write_report(path, Page("Certified accuracy", summaries, settings, records, CURVE_FACTORS, curves))
     print(text_table(summaries))
-    print(f"report: {page}")
+    print(f"report: {path}")
 
 
 def _named_paths(texts: Sequence[str]) -> dict[str, Path]:

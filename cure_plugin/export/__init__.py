@@ -5,12 +5,15 @@ from cure_plugin.export.encodings import Encoding, encode
 from cure_plugin.export.files import export_instances
 from cure_plugin.export.onnx_net import export_onnx, onnx_model
 from cure_plugin.export.onnx_reader import OnnxNet, read_network, read_onnx_net
+from cure_plugin.export.verifiers import CureVerifier, MarabouVerifier
 from cure_plugin.vnncomp.property import Property
 from cure_plugin.vnncomp.query import Query, read_query
 from cure_plugin.vnncomp.vnnlib import write_vnnlib
 
 __all__ = [
+    "CureVerifier",
     "Encoding",
+    "MarabouVerifier",
     "OnnxNet",
     "Property",
     "Query",

@@ -11,7 +11,7 @@ import yaml
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import SpecError
 from cure_plugin.files import write_atomically, write_text
-from cure_plugin.sets import PerturbationLpBall, SetSpec
+from cure_plugin.sets import PerturbationLpBall, PerturbationSet
 
 _LOADER = '''\
 """Images and labels for alpha-beta-CROWN: named by the YAML files beside this one."""
@@ -33,7 +33,7 @@ def data(spec):
 '''
 
 
-def write_abcrown(path: Path, model: Path, data: ImageData, spec: SetSpec, timeout: float) -> None:
+def write_abcrown(path: Path, model: Path, data: ImageData, own: PerturbationSet, timeout: float) -> None:
     """Write the YAML file ``path``, and ``data.py`` and ``images.npz`` beside it: every image of ``data``.
 
     The ball is not cut with the pixel domain there, so that it holds more: a proof carries over to ours.
@@ -42,11 +42,10 @@ def write_abcrown(path: Path, model: Path, data: ImageData, spec: SetSpec, timeo
         model: the ONNX file.
 
     Raises:
-        SpecError: ``spec`` is no l1 or l2 ball. OutputError: a file cannot be written.
+        SpecError: ``own`` is no l1 or l2 ball. OutputError: a file cannot be written.
     """
-    own = spec.build()
     if type(own) is not PerturbationLpBall or not own.shared_budget:
-        raise SpecError(f"alpha-beta-CROWN's lp form is for l1 and l2 balls, got {spec}; export a box instead")
+        raise SpecError(f"alpha-beta-CROWN's lp form is for l1 and l2 balls, got {own}; export a box instead")
     images, labels = data.batch(slice(0, len(data)))
     folder, buffer = path.parent, io.BytesIO()
     np.savez_compressed(buffer, images=images.numpy(), labels=labels.numpy())

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import onnx
 from torch import Tensor
 
 from cure_plugin.errors import SpecError
-from cure_plugin.registry import load, unknown
+from cure_plugin.registry import load_installed, unknown
 from cure_plugin.sets import PerturbationSet
 
 if TYPE_CHECKING:
     from cure_plugin.export.encodings import Encoding
-
-ENTRY_POINT_GROUP = "cure_plugin.encodings"
 
 Make = Callable[[onnx.ModelProto, Tensor, int, Any], "Encoding"]
 """(classifier, image (1, *input), label, set) -> the encoding."""
@@ -72,8 +69,7 @@ def encodes(
 
 def encoders() -> list[Encoder]:
     """All of them, those of installed packages included."""
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        load(entry)
+    load_installed("cure_plugin.encodings")
     return list(_ENCODERS)
 
 

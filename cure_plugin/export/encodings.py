@@ -14,6 +14,7 @@ from torch import Tensor
 from cure_plugin.errors import SpecError
 from cure_plugin.export.encoders import default_encoding, encoder, encodes, refused
 from cure_plugin.sets import (
+    PerturbationBox,
     PerturbationGeometric,
     PerturbationLpBall,
     PerturbationPatch,
@@ -22,7 +23,7 @@ from cure_plugin.sets import (
 )
 from cure_plugin.sets.geometric.hull import interval_hull
 from cure_plugin.sets.geometric.planes import linear_planes
-from cure_plugin.vnncomp.property import Box, Property
+from cure_plugin.vnncomp.property import InputBox, Property
 from cure_plugin.vnncomp.questions import (
     Question,
     contrast_and_brightness,
@@ -159,7 +160,9 @@ def _leaves(own: PerturbationSet, x: Tensor) -> list[PerturbationSet]:
 
 
 def _is_box(own: PerturbationSet) -> bool:
-    """Whether the hull is the set: linf balls, and patches at one position."""
+    """Whether the hull is the set: boxes, linf balls, and patches at one position."""
+    if type(own) is PerturbationBox:
+        return True
     if type(own) is PerturbationLpBall:
         return not own.shared_budget
     return type(own) is PerturbationPatch and own.block is not None and _positions(own.block) == 1
@@ -202,7 +205,7 @@ def _planes(model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationGeom
     return _front_encoding("planes", question, x, False, to_input, (weight, bias))
 
 
-def planes_with_slack(x: Tensor, own: PerturbationGeometric) -> tuple[np.ndarray, Box]:
+def planes_with_slack(x: Tensor, own: PerturbationGeometric) -> tuple[np.ndarray, InputBox]:
     """A slope (d, k), float32, and a box of k parameters and d slacks around one image (1, C, H, W).
 
     Every transformed image is slope @ parameters + slack for parameters and a slack in the box.
@@ -306,7 +309,7 @@ def _radius(encoding: str, own: PerturbationLpBall) -> tuple[float, float]:
     return own.p, float(eps)
 
 
-def _hull(own: PerturbationSet, x: Tensor) -> Box:
+def _hull(own: PerturbationSet, x: Tensor) -> InputBox:
     """The pixel hull, in float64."""
     if type(own) is PerturbationGeometric:
         own = copy.copy(own)

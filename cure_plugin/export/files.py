@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -17,10 +18,38 @@ from cure_plugin.export.abcrown import write_abcrown
 from cure_plugin.export.encoders import default_encoding
 from cure_plugin.export.encodings import Encoding, encode
 from cure_plugin.export.onnx_net import onnx_model
-from cure_plugin.sets import SetSpec
+from cure_plugin.sets import PerturbationSet, SetSpec
 from cure_plugin.vnncomp.graphs import output_size, write_model
 from cure_plugin.vnncomp.instances import Instance, write_instances
 from cure_plugin.vnncomp.vnnlib import write_vnnlib
+
+
+@dataclass(frozen=True)
+class Form:
+    """How sets are written as properties.
+
+    Attributes:
+        encoding: see :func:`encode`; default: each set's own.
+        version: of VNNLIB. compress: write ``.vnnlib.gz``.
+    """
+
+    encoding: str | None = None
+    version: str = "1.0"
+    compress: bool = False
+
+    def encoded(self, model: onnx.ModelProto, x: Tensor, label: int, own: PerturbationSet) -> Encoding:
+        """A set around one image (*input).
+
+        Raises:
+            SpecError: a set that the encoding or the version cannot say.
+        """
+        found = encode(model, x, label, own, self.encoding or default_encoding(own, self.version))
+        if self.version not in found.versions:
+            raise SpecError(f"encoding {found.name!r} of {own} needs VNNLIB {' or '.join(found.versions)}")
+        return found
+
+
+_DEFAULT = Form()
 
 
 def export_instances(
@@ -28,9 +57,7 @@ def export_instances(
     data: ImageData,
     sets: Sequence[SetSpec | str],
     folder: str | Path,
-    encoding: str | None = None,
-    version: str = "1.0",
-    compress: bool = False,
+    form: Form = _DEFAULT,
     timeout: float = 300,
 ) -> list[Instance]:
     """Write ``onnx/``, ``vnnlib/`` and ``instances.csv``; ``onnx/model.onnx`` is the net itself.
@@ -41,8 +68,7 @@ def export_instances(
 
     Args:
         sets: specs, or their text.
-        encoding: see :func:`encode`; default: each set's own.
-        version: of VNNLIB. compress: write ``.vnnlib.gz``.
+        form: how the properties are written.
         timeout: seconds per instance.
 
     Raises:
@@ -57,7 +83,8 @@ def export_instances(
     x, y = data.batch(slice(0, len(data)))
     if len(y) and int(y.max()) >= output_size(plain):
         raise SpecError(f"label {int(y.max())} of image {int(y.argmax())}: the net has {output_size(plain)} classes")
-    firsts = [_first(plain, x[0], int(y[0]), spec, encoding, version) for spec in specs]  # before anything is written
+    owns = [spec.build() for spec in specs]
+    firsts = [form.encoded(plain, x[0], int(y[0]), own) for own in owns]  # before anything is written
     try:
         (folder / "instances.csv").unlink(missing_ok=True)  # an earlier list would speak of the new net
     except OSError as error:
@@ -65,8 +92,7 @@ def export_instances(
     written = {_digest(plain): "model.onnx"}
     write_model(plain, folder / "onnx" / "model.onnx")
     instances = []
-    for spec, first, name in zip(specs, firsts, _file_names(specs), strict=True):
-        own = spec.build()
+    for spec, own, first, name in zip(specs, owns, firsts, _file_names(specs), strict=True):
         for index in range(len(data)):
             found = encode(plain, x[index], int(y[index]), own, first.name) if index else first
             base = f"{name}_{found.name}_{index}"
@@ -74,25 +100,14 @@ def export_instances(
             if network is None:
                 network = written[_digest(found.model)] = f"model_{base}.onnx"
                 write_model(found.model, folder / "onnx" / network)
-            path = f"vnnlib/{base}.vnnlib{'.gz' if compress else ''}"
-            write_vnnlib(folder / path, found.wanted, version, f"image {index}, {spec}, encoding {found.name}")
+            path = f"vnnlib/{base}.vnnlib{'.gz' if form.compress else ''}"
+            write_vnnlib(folder / path, found.wanted, form.version, f"image {index}, {spec}, encoding {found.name}")
             instances.append(Instance(f"onnx/{network}", path, timeout))
         if own.shared_budget:
-            write_abcrown(folder / "abcrown" / f"{name}.yaml", folder / "onnx" / "model.onnx", data, spec, timeout)
+            write_abcrown(folder / "abcrown" / f"{name}.yaml", folder / "onnx" / "model.onnx", data, own, timeout)
     if instances:
         write_instances(folder / "instances.csv", instances)
     return instances
-
-
-def _first(
-    model: onnx.ModelProto, x: Tensor, label: int, spec: SetSpec, encoding: str | None, version: str
-) -> Encoding:
-    """The encoding of the first image; what it refuses, it refuses for all."""
-    own = spec.build()
-    found = encode(model, x, label, own, encoding or default_encoding(own, version))
-    if version not in found.versions:
-        raise SpecError(f"encoding {found.name!r} of {spec} needs VNNLIB {' or '.join(found.versions)}")
-    return found
 
 
 def _file_names(sets: Sequence[SetSpec]) -> list[str]:

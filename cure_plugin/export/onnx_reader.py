@@ -23,7 +23,7 @@ from cure_plugin.export.onnx_layers import Graph
 from cure_plugin.export.onnx_operators import CONVERTERS
 from cure_plugin.nets import Reshape
 from cure_plugin.vnncomp.model_file import load_network
-from cure_plugin.vnncomp.property import Box
+from cure_plugin.vnncomp.property import InputBox
 from cure_plugin.vnncomp.query import Linear, Query
 from cure_plugin.vnncomp.replay import Network
 
@@ -105,7 +105,7 @@ def read_onnx_net(path: str | Path) -> tuple[nn.Module, tuple[int, ...]]:
     return found.net, found.shape
 
 
-def read_network(path: str | Path, box: Box | None = None) -> OnnxNet:
+def read_network(path: str | Path, box: InputBox | None = None) -> OnnxNet:
     """The net of an ``.onnx`` or ``.onnx.gz`` file, which onnxruntime agrees with at random inputs.
 
     Args:
@@ -296,7 +296,7 @@ def _assembled(steps: dict[int, Step], output: int) -> nn.Module:
 
 
 def _compare(
-    path: str | Path, net: nn.Module, shape: tuple[int, ...], tail: nn.Module, dtype: torch.dtype, box: Box | None
+    path: str | Path, net: nn.Module, shape: tuple[int, ...], tail: nn.Module, dtype: torch.dtype, box: InputBox | None
 ) -> None:
     """Refuse a net (in float64) that computes something else than onnxruntime does."""
     runtime = Network(path)

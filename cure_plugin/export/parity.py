@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cure_plugin.vnncomp.replay import Network
 
 
-class OnnxNet:
+class RuntimeNet:
     """An ONNX classifier on onnxruntime's CPU provider.
 
     Raises:
@@ -29,4 +29,4 @@ class OnnxNet:
 def parity(net: nn.Module, path: str | Path, x: Tensor) -> float:
     """Largest difference between the logits of ``net`` and of the ONNX file on images ``x``."""
     with torch.no_grad():
-        return float((net(x).cpu() - OnnxNet(path)(x)).abs().max())
+        return float((net(x).cpu() - RuntimeNet(path)(x)).abs().max())

@@ -22,7 +22,7 @@ from cure_plugin.bounds.margins import relu_boxes
 from cure_plugin.bounds.memory import crown_bytes
 from cure_plugin.bounds.module import bounded_module, default_dtype
 from cure_plugin.bounds.rounding import required_margins
-from cure_plugin.sets import PerturbationLpBall
+from cure_plugin.sets import PerturbationBox
 from cure_plugin.vnncomp.query import Case, Linear
 
 RUNTIME_SHARE = 1e-5
@@ -48,7 +48,7 @@ _Form = tuple[tuple[tuple[int, float], ...], float]
 
 
 @dataclass(frozen=True)
-class Found:
+class Searched:
     """What the search found.
 
     Attributes:
@@ -117,7 +117,7 @@ class Search:
             self._boxes.append(_Box(torch.from_numpy(case.lower), torch.from_numpy(case.upper), left))
         self._random = torch.Generator().manual_seed(0)
 
-    def decide(self, deadline: float = math.inf) -> Found:
+    def decide(self, deadline: float = math.inf) -> Searched:
         """Search until ``deadline`` (of ``time.monotonic()``)."""
         tie, count, smallest, tied = itertools.count(), 0, math.inf, False
         pending = [(-math.inf, next(tie), box) for box in self._boxes]
@@ -127,7 +127,7 @@ class Search:
                 return self._violated(point, count)
         while pending:
             if time.monotonic() > deadline or count >= _BOXES:
-                return Found("timeout" if count < _BOXES else "unknown", smallest, None, count)
+                return Searched("timeout" if count < _BOXES else "unknown", smallest, None, count)
             some = [heapq.heappop(pending)[2] for _ in range(min(self._batch, len(pending)))]
             count += len(some)
             lower, upper, left = (torch.stack([getattr(box, name) for box in some]) for name in _Box.__annotations__)
@@ -152,14 +152,13 @@ class Search:
                 else:
                     for half in _halves(lower[index], upper[index], slopes[index]):
                         heapq.heappush(pending, (float(worst[index]), next(tie), _Box(*half, left[index])))
-        return Found("unknown" if tied else "robust", smallest, None, count)
+        return Searched("unknown" if tied else "robust", smallest, None, count)
 
     def _bound(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """(lower bounds of how far each inequality fails, what they must exceed), (B, S) each, of boxes (B, d)."""
         ends = self._shaped(lower), self._shaped(upper)
         middle = ((ends[0] + ends[1]) / 2).clamp(*ends)
-        reach = torch.maximum(middle - ends[0], ends[1] - middle).flatten(1).amax(1) * (1 + 1e-9)
-        boxes = PerturbationLpBall(math.inf, reach, ends)
+        boxes = PerturbationBox(*ends)
         rows = torch.eye(self._uses.shape[1], dtype=torch.float64).expand(len(lower), -1, -1)
         with torch.no_grad(), default_dtype(torch.float64):
             bounds, _ = self._bounded.compute_bounds(
@@ -181,10 +180,10 @@ class Search:
         """By how much the closest alternative is missed at ``points`` (B, d); at most 0: it holds. (B,)"""
         return self._missed(self._margins(self._shaped(points))).masked_fill(~left, math.inf).amin(1)
 
-    def _violated(self, point: np.ndarray, count: int) -> Found:
+    def _violated(self, point: np.ndarray, count: int) -> Searched:
         with torch.no_grad():
             missed = self._missed(self._margins(self._shaped(torch.from_numpy(point))))
-        return Found("violated", float(missed.min()), point, count)
+        return Searched("violated", float(missed.min()), point, count)
 
     def _descend(
         self, lower: Tensor, upper: Tensor, left: Tensor, points: Tensor, steps: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -45,58 +45,70 @@ class Example:
     caption: str
 
 
-def write_report(
-    path: str | Path,
-    title: str,
-    summaries: Mapping[str, Summary],
-    factors: Sequence[float],
-    curves: Mapping[str, Mapping[str, Sequence[float]]],
-    examples: Mapping[str, Sequence[Example]],
-    notes: Sequence[str] = (),
-    records: Mapping[str, Sequence[Record]] | None = None,
-    settings: str = "",
-) -> None:
-    """Write the page.
+@dataclass(frozen=True)
+class Page:
+    """What a report shows.
 
-    Args:
-        summaries: method -> shares.
+    Attributes:
+        title: plain text. summaries: method -> shares.
+        settings: a line of plain text below the tables.
+        records: method -> certification records, for histograms of the margins.
         factors, curves: method -> set -> certified share at each multiple of the sets' sizes; no curves if empty.
         examples: heading -> images.
         notes: paragraphs of plain text, e.g. what outside tools said.
-        records: method -> certification records, for histograms of the margins.
-        settings: a line of plain text below the tables.
+    """
+
+    title: str
+    summaries: Mapping[str, Summary]
+    settings: str = ""
+    records: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    factors: Sequence[float] = ()
+    curves: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    examples: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def as_html(self) -> str:
+        """The whole page.
+
+        Raises:
+            MissingDependencyError: matplotlib is not installed.
+        """
+        parts = [
+            f"<h1>{html.escape(self.title)}</h1>",
+            _paragraph(summary_caption(self.summaries)),
+            summary_table(self.summaries).as_html(),
+            "<h2>Which stage decided</h2>",
+            stage_table(self.summaries).as_html(),
+        ]
+        if self.settings:
+            parts.append(_paragraph(self.settings))
+        if self.records:
+            parts += ["<h2>Margins</h2>", _paragraph(_MARGINS)]
+            for method, listed in self.records.items():
+                parts += [f"<h3>{html.escape(method)}</h3>", _plot(margin_plot(listed), f"Margins of {method}")]
+        if self.curves:
+            parts += ["<h2>Certified accuracy as the sets grow</h2>", _paragraph(_CURVES)]
+            parts.append(_plot(curve_plot(self.factors, self.curves), "Certified accuracy over the sets' sizes"))
+        for heading, shown in self.examples.items():
+            parts.append(f"<h2>{html.escape(heading)}</h2>")
+            parts.append("".join(_figure(example) for example in shown) or "<p>None.</p>")
+        if self.notes:
+            parts += ["<h2>Outside checks</h2>", *map(_paragraph, self.notes)]
+        body = "\n".join(parts)
+        return (
+            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(self.title)}</title>'
+            f"<style>{_STYLE}</style>\n{body}\n</html>\n"
+        )
+
+
+def write_report(path: str | Path, page: Page) -> None:
+    """Write a page.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
         OutputError: the file cannot be written.
     """
-    parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        _paragraph(summary_caption(summaries)),
-        summary_table(summaries).as_html(),
-        "<h2>Which stage decided</h2>",
-        stage_table(summaries).as_html(),
-    ]
-    if settings:
-        parts.append(_paragraph(settings))
-    if records:
-        parts += ["<h2>Margins</h2>", _paragraph(_MARGINS)]
-        for method, listed in records.items():
-            parts += [f"<h3>{html.escape(method)}</h3>", _plot(margin_plot(listed), f"Margins of {method}")]
-    if curves:
-        parts += ["<h2>Certified accuracy as the sets grow</h2>", _paragraph(_CURVES)]
-        parts.append(_plot(curve_plot(factors, curves), "Certified accuracy over the sets' sizes"))
-    for heading, shown in examples.items():
-        parts.append(f"<h2>{html.escape(heading)}</h2>")
-        parts.append("".join(_figure(example) for example in shown) or "<p>None.</p>")
-    if notes:
-        parts += ["<h2>Outside checks</h2>", *map(_paragraph, notes)]
-    page = "\n".join(parts)
-    write_text(
-        path,
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style>\n{page}\n</html>\n",
-    )
+    write_text(path, page.as_html())
 
 
 def _paragraph(text: str) -> str:

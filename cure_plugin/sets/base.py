@@ -22,6 +22,7 @@ from torch import Tensor
 from cure_plugin.checks import is_number
 from cure_plugin.errors import SpecError
 from cure_plugin.inputs import check_float_batch
+from cure_plugin.sets.region import Region
 from cure_plugin.sets.rows import Rows, dot, rows_of_matrix, rows_of_patches
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class PerturbationSet(PerturbationLpNorm, ABC):
         """Smallest box (lower, upper), each (B, *input), that holds the set around ``x``.
 
         Raises:
-            SpecError: ``x`` is no point of the domain, or its shape does not fit the set.
+            SpecError: see :meth:`check`.
         """
 
     @abstractmethod
@@ -118,6 +119,27 @@ class PerturbationSet(PerturbationLpNorm, ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {getattr(self, 'name', 'without a name')}>"
+
+    def around(self, x: Tensor) -> Region:
+        """The set around the images ``x`` (B, *input), which are checked once.
+
+        Raises:
+            SpecError: see :meth:`check`.
+        """
+        self.check(x)
+        return Region(self, x)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse images that there is no such set around.
+
+        Raises:
+            SpecError: ``x`` is no finite float batch, or outside the domain if the set has one; whatever else a set
+                has to say.
+        """
+        check_batch(x)
+        domain = getattr(self, "domain", None)
+        if domain is not None:
+            check_domain(x, domain)
 
     def decode(self, x: Tensor, variable: Tensor) -> Tensor:
         """The image (B, *input) that an attack variable stands for; the variable itself unless overridden."""
@@ -194,9 +216,9 @@ class PerturbationSet(PerturbationLpNorm, ABC):
         """auto_LiRPA's hook before a bound computation: the box hull of the set around ``x``.
 
         Raises:
-            SpecError: ``x`` holds NaN or infinite values, is no float batch, or lies outside the domain.
+            SpecError: see :meth:`check`.
         """
-        check_batch(x)
+        self.check(x)
         self.x_L, self.x_U = self.box(x)
         if not forward:
             return LinearBound(None, None, None, None, self.x_L, self.x_U), x, aux

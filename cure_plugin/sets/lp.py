@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cure_plugin.checks import is_number
 from cure_plugin.errors import SpecError
-from cure_plugin.inputs import check_float_batch
-from cure_plugin.sets.base import Domain, PerturbationSet, check_domain, per_image, shown_domain
+from cure_plugin.sets.base import Domain, PerturbationSet, per_image, shown_domain
+from cure_plugin.sets.box import PerturbationBox, box_within
 from cure_plugin.sets.linear_minimum import box_minimum, in_chunks, l1_box_maximizer, l1_box_minimum, l2_box_minimum
 from cure_plugin.sets.rows import Rows
 
@@ -34,8 +34,8 @@ class PerturbationLpBall(PerturbationSet):
     Args:
         norm: 1, 2 or inf.
         eps: radius >= 0, a number or a tensor (B,) with one radius per sample.
-        domain: (lowest, highest) value of the input, numbers or tensors that broadcast to it, or None
-            for no cut.
+        domain: (lowest, highest) value of the input, numbers or tensors that broadcast to it; a box; or None for no
+            cut.
 
     Raises:
         SpecError: another norm, a negative or non-finite eps, an empty domain.
@@ -44,12 +44,14 @@ class PerturbationLpBall(PerturbationSet):
     PerturbationLpBall(norm=2, eps=0.5, domain=(0.0, 1.0))
     """
 
-    def __init__(self, norm: float, eps: float | Tensor, domain: Domain | None = (0.0, 1.0)) -> None:
+    def __init__(self, norm: float, eps: float | Tensor, domain: Domain | PerturbationBox | None = (0.0, 1.0)) -> None:
         super().__init__()
         if not is_number(norm) or norm not in (1, 2, math.inf):
             raise SpecError(f"norm must be 1, 2 or inf, got {norm!r}")
         self.p = float(norm)
         self.name = "linf" if self.p == math.inf else f"l{int(self.p)}"
+        if isinstance(domain, PerturbationBox):
+            domain = domain.lower, domain.upper
         if domain is not None and not _is_interval(domain):
             raise SpecError(f"domain must be (lowest, highest) with lowest <= highest, got {shown_domain(domain)}")
         self.domain = domain
@@ -83,9 +85,12 @@ class PerturbationLpBall(PerturbationSet):
 
     # -- geometry ------------------------------------------------------------------------------
 
+    def check(self, x: Tensor) -> None:
+        super().check(x)
+        self._radius(x)
+
     def _radius(self, x: Tensor) -> Tensor:
         """eps as a tensor (B,) like ``x``."""
-        check_float_batch(x)
         radius = torch.as_tensor(self.eps, dtype=x.dtype, device=x.device)
         if radius.ndim == 1 and radius.shape[0] != x.shape[0]:
             raise SpecError(f"eps has {radius.shape[0]} radii but x has {x.shape[0]} samples; give one per sample")
@@ -97,12 +102,12 @@ class PerturbationLpBall(PerturbationSet):
         if self.domain is None:
             return -radius, radius
         lowest, highest = self.domain
-        check_domain(x, self.domain)
         down = torch.maximum(-radius, lowest - x).clamp(max=0)
         up = torch.minimum(radius, highest - x).clamp(min=0)
         return down, up
 
     def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.check(x)
         down, up = self._room(x)
         return x + down, x + up
 
@@ -257,7 +262,7 @@ class PerturbationLpBall(PerturbationSet):
     def needs_attack(self, ratio: float) -> bool:
         return ratio < 1  # at 1 the region is the whole ball, wherever the attack ended
 
-    def small_region(self, x: Tensor, variable: Tensor, ratio: float) -> tuple[Tensor, PerturbationLpBall]:
+    def small_region(self, x: Tensor, variable: Tensor, ratio: float) -> tuple[Tensor, PerturbationSet]:
         """linf: a box kept inside the hull (SABR). l1, l2: a ball of radius ratio * eps kept inside the ball.
 
         The l1 and l2 region is not cut with the domain: its first layer then costs one dual norm for
@@ -267,17 +272,14 @@ class PerturbationLpBall(PerturbationSet):
             raise SpecError(f"ratio (lambda) must lie in [0, 1], got {ratio!r}")
         radius = self._radius(x) * ratio
         if self.p == math.inf:
-            lower, upper = self.box(x)
-            reach = torch.minimum(per_image(radius, x), (upper - lower) / 2)
-            centre = torch.minimum(torch.maximum(variable, lower + reach), upper - reach)
-            return centre, PerturbationLpBall(self.p, radius, (lower, upper))
+            return box_within(*self.box(x), variable, per_image(radius, x))
         offset = variable - x
         length = per_image(offset.flatten(1).norm(p=self.p, dim=1), x)
         allowed = per_image(self._radius(x) - radius, x)
         centre = x + offset * (allowed / length.clamp(min=1e-12)).clamp(max=1)
         return centre, PerturbationLpBall(self.p, radius, None)
 
-    def small_box(self, x: Tensor, variable: Tensor, ratio: float) -> tuple[Tensor, PerturbationLpBall]:
+    def small_box(self, x: Tensor, variable: Tensor, ratio: float) -> tuple[Tensor, PerturbationSet]:
         """A linf box of radius ratio * eps around ``variable``, moved towards ``x`` so that it stays inside the ball.
 
         Raises:

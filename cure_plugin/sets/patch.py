@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cure_plugin.checks import as_numbers, check_number, is_number
 from cure_plugin.errors import SpecError
-from cure_plugin.sets.base import PerturbationSet, check_batch, check_domain, open_interval
-from cure_plugin.sets.lp import PerturbationLpBall
+from cure_plugin.sets.base import PerturbationSet, open_interval
+from cure_plugin.sets.box import PerturbationBox
 from cure_plugin.sets.rows import Rows
 from cure_plugin.sets.windows import crop, pixel_gain, smallest_overlap_sum, smallest_square_sum
 
@@ -59,20 +59,21 @@ class PerturbationPatch(PerturbationSet):
         self.domain = open_interval(domain)
         self.name = f"patch{self.height}x{self.width}"
 
+    def check(self, x: Tensor) -> None:
+        super().check(x)
+        self.positions(x)
+
     def positions(self, x: Tensor) -> Tensor:
         """The block of top left corners for each sample, (B, 4) int64: r0, r1, c0, c1, ends included.
 
         Raises:
-            SpecError: no image batch, an image smaller than the patch, a block outside the image, values
-                outside the domain.
+            SpecError: no image batch, an image smaller than the patch, a block outside the image.
         """
-        check_batch(x)
         if x.ndim != 4 or x.shape[2] < self.height or x.shape[3] < self.width:
             raise SpecError(
                 f"a {self.height} x {self.width} patch needs images (B, C, H, W) of that size at least, "
                 f"got {tuple(x.shape)}"
             )
-        check_domain(x, self.domain)
         last_row, last_column = x.shape[2] - self.height, x.shape[3] - self.width
         everywhere = torch.tensor([0, last_row, 0, last_column], device=x.device)
         ends = everywhere if self.block is None else self.block.to(x.device)
@@ -99,6 +100,7 @@ class PerturbationPatch(PerturbationSet):
         return torch.where(reach, down, 0), torch.where(reach, up, 0)
 
     def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.check(x)
         down, up = self._room(x)
         return x + down, x + up
 
@@ -276,15 +278,18 @@ class PerturbationL0(PerturbationSet):
         self.domain = open_interval(domain)
         self.name = f"l0_{self.pixels}"
 
-    def _room(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def check(self, x: Tensor) -> None:
+        super().check(x)
         if x.ndim != 4:
             raise SpecError(f"an l0 set counts pixels of images (B, C, H, W), got shape {tuple(x.shape)}")
-        check_domain(x, self.domain)
+
+    def _room(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.pixels == 0:
             return torch.zeros_like(x), torch.zeros_like(x)
         return (self.domain[0] - x).clamp(max=0), (self.domain[1] - x).clamp(min=0)
 
     def box(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.check(x)
         down, up = self._room(x)
         return x + down, x + up
 
@@ -336,12 +341,11 @@ class PerturbationL0(PerturbationSet):
 
 def _content_region(
     x: Tensor, variable: Tensor, free: Tensor, domain: tuple[float, float], ratio: float
-) -> tuple[Tensor, PerturbationLpBall]:
+) -> tuple[Tensor, PerturbationBox]:
     """(centre, box): pixels in ``free`` within ratio * half the domain of ``variable``, the others as in ``x``."""
     if not 0 <= ratio <= 1:
         raise SpecError(f"ratio (lambda) must lie in [0, 1], got {ratio!r}")
     lowest, highest = domain
     radius = ratio * (highest - lowest) / 2
     centre = torch.where(free, variable.clamp(lowest + radius, highest - radius), x)
-    ends = torch.where(free, centre - radius, x), torch.where(free, centre + radius, x)
-    return centre, PerturbationLpBall(float("inf"), radius, ends)
+    return centre, PerturbationBox(torch.where(free, centre - radius, x), torch.where(free, centre + radius, x))

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 
 from cure_plugin.errors import SpecError
-from cure_plugin.registry import load, unknown
+from cure_plugin.registry import load_installed, unknown
 from cure_plugin.sets.base import PerturbationSet
-
-ENTRY_POINT_GROUP = "cure_plugin.perturbations"
 
 
 @dataclass(frozen=True)
@@ -72,9 +69,7 @@ def _origin(build: Callable[[str], PerturbationSet]) -> tuple[str, str]:
 
 def kinds() -> dict[str, Kind]:
     """All registered kinds by name, those of installed packages included."""
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        if entry.name not in _KINDS:
-            load(entry)
+    load_installed("cure_plugin.perturbations")
     return dict(sorted(_KINDS.items()))
 
 

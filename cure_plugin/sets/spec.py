@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ class LpBallSpec:
 
     def build(self) -> PerturbationLpBall:
         """The set itself."""
-        return PerturbationLpBall(_NORMS[self.norm], parse_number(self.eps, f"eps of {self.norm}"), self.domain)
+        return _ball(self.norm, self.eps, self.domain)
 
     def __str__(self) -> str:
         return f"{self.norm}={self.eps}"
@@ -80,24 +80,24 @@ class LpBallSpec:
 class NamedSpec:
     """A registered kind of set with its parameters as text, e.g. ``NamedSpec("patch", "5x5")``.
 
+    Attributes:
+        kind: the name it is registered by. parameters: what stands behind it. name: the set's own.
+
     Raises:
         SpecError: an unknown kind, or parameters that it refuses.
     """
 
     kind: str
     parameters: str
+    name: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.build()
+        object.__setattr__(self, "name", self.build().name)
 
     @property
     def group(self) -> str:
         """What reports count it under: the kind it is registered as."""
         return self.kind
-
-    @property
-    def name(self) -> str:
-        return self.build().name
 
     def build(self) -> PerturbationSet:
         """The set itself."""
@@ -209,10 +209,14 @@ def _lp_from_mapping(value: Mapping[str, Any]) -> LpBallSpec:
     )
 
 
+def _ball(norm: str, eps: str, domain: tuple[float, float] | None = (0.0, 1.0)) -> PerturbationLpBall:
+    return PerturbationLpBall(_NORMS[norm], parse_number(eps, f"eps of {norm}"), domain)
+
+
 def _lp_builder(norm: str) -> None:
     @register_perturbation(norm, "eps: radius in pixel units, e.g. 0.1 or 8/255; the ball is cut with [0, 1]")
     def build(text: str) -> PerturbationSet:
-        return LpBallSpec(norm, text).build()
+        return _ball(norm, text)
 
 
 for _norm in _NORMS:

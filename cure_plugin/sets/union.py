@@ -43,6 +43,10 @@ class PerturbationUnion(PerturbationSet):
         lowers, uppers = zip(*(member.box(x) for member in self.members), strict=True)
         return reduce(torch.minimum, lowers), reduce(torch.maximum, uppers)
 
+    def check(self, x: Tensor) -> None:
+        for member in self.members:
+            member.check(x)
+
     def deviation(self, x: Tensor, rows: Rows) -> Tensor:
         return reduce(torch.minimum, [member.deviation(x, rows) for member in self.members])
 

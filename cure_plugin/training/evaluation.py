@@ -8,7 +8,7 @@ import torch
 from auto_LiRPA import BoundedModule
 from torch import nn
 
-from cure_plugin.attacks import pgd, worst_margin_loss
+from cure_plugin.attacks import Pgd, pgd, worst_margin_loss
 from cure_plugin.bounds.margins import lower_margins
 from cure_plugin.datasets import ImageData
 from cure_plugin.folding import AttackNet
@@ -42,7 +42,7 @@ def evaluate(
             counts = {"clean": int(right.sum())}
             generator = torch.Generator(x.device).manual_seed(start)
             for name, perturbation in zip(names, sets, strict=True):
-                points = pgd(net, x, y, perturbation, 8, worst_margin_loss, generator=generator)
+                points = pgd(net, x, y, perturbation, Pgd(8, worst_margin_loss), generator)
                 with torch.no_grad():
                     stands = worst_margin_loss(net(points), y) < 0
                     proved = (lower_margins(bounded, x, y, perturbation, "IBP") > 0).all(1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cure_plugin.checks import check_number, check_type
 from cure_plugin.errors import SpecError
 from cure_plugin.registry import Registry
-from cure_plugin.sets import PerturbationSet
+from cure_plugin.sets import PerturbationSet, Region
 from cure_plugin.training.losses import (
     SetLoss,
     adversarial_loss,
@@ -31,17 +31,25 @@ class Batch:
 
     Attributes:
         bounded: auto_LiRPA's wrapper of ``model``, sharing its parameters.
-        x, y: clean inputs (B, *input) and labels (B,).
-        perturbation: the set at its present size.
+        region: the set, at its present size, around clean inputs (B, *input). y: labels (B,).
         variable: where the attack ended, or a random start where the loss needs none.
     """
 
     bounded: BoundedModule
     model: nn.Module
-    x: Tensor
+    region: Region
     y: Tensor
-    perturbation: PerturbationSet
     variable: Tensor
+
+    @property
+    def x(self) -> Tensor:
+        """The clean inputs."""
+        return self.region.x
+
+    @property
+    def perturbation(self) -> PerturbationSet:
+        """The set."""
+        return self.region.perturbation
 
 
 class Loss(ABC):

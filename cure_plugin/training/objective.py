@@ -12,7 +12,7 @@ import torch
 from auto_LiRPA import BoundedModule
 from torch import Tensor, nn
 
-from cure_plugin.attacks import pgd_variables
+from cure_plugin.attacks import Pgd, pgd_variables
 from cure_plugin.checks import check_count, check_number, check_type, is_number
 from cure_plugin.errors import SpecError
 from cure_plugin.folding import AttackNet
@@ -210,7 +210,8 @@ class CureObjective:
         penalty = x.new_zeros(())
         for k in inputs:
             with normalising_by(statistics), relu_shrinking(bounded, self.relu_shrink):
-                batch = Batch(bounded, model, *inputs[k], scaled[k], variables[k])
+                some, labels = inputs[k]
+                batch = Batch(bounded, model, scaled[k].around(some), labels, variables[k])
                 results[k] = self.sets[k].kind.of(batch)
             if k == watched:
                 penalty = warmup_regularizer(bounded, _input_width(bounded, model))
@@ -237,7 +238,7 @@ class CureObjective:
             jobs = [(*inputs[k], scaled[k]) for k in attacked]
             steps = [self.sets[k].attack_step or self.sets[k].perturbation.attack_step for k in attacked]
             net = AttackNet(model, self.amp, self.channels_last)
-            found = pgd_variables(net, jobs, self.attack_steps, generator=generator, best=False, first_steps=steps)
+            found = pgd_variables(net, jobs, Pgd(self.attack_steps), generator, best=False, first_steps=steps)
             variables.update((k, variable) for k, (variable, _) in zip(attacked, found, strict=True))
             if not all(bool(variables[k].isfinite().all()) for k in attacked):
                 raise SpecError(

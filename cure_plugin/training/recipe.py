@@ -19,7 +19,7 @@ from cure_plugin.datasets import DATASETS
 from cure_plugin.errors import SpecError
 from cure_plugin.nets import NETS, check_normalisation
 from cure_plugin.registry import unknown
-from cure_plugin.sets import parse_number, set_spec
+from cure_plugin.sets import parse_number, perturbation_from_spec
 from cure_plugin.training.loss import LOSSES, Loss, Sabr
 from cure_plugin.training.objective import CureObjective, TrainingSet
 from cure_plugin.training.strategies import STRATEGIES, Strategy
@@ -47,7 +47,7 @@ class SetRecipe:
 
     def build(self) -> TrainingSet:
         """The set as the objective takes it."""
-        return TrainingSet(set_spec(self.set).build(), self.loss, self.attack_step)
+        return TrainingSet(perturbation_from_spec(self.set), self.loss, self.attack_step)
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, as in YAML: the loss by its name, its options beside it."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from cure_plugin.errors import SpecError
 
-Box = tuple[np.ndarray, np.ndarray]
+InputBox = tuple[np.ndarray, np.ndarray]
 """(lower, upper), float64 arrays (d,) over the network's flattened input."""
 
 
@@ -54,7 +54,7 @@ class Property:
     """
 
     shape: tuple[int, ...]
-    boxes: tuple[Box, ...]
+    boxes: tuple[InputBox, ...]
     label: int
     classes: int
     outputs: int = field(default=0)
@@ -79,7 +79,7 @@ class Property:
         if self.limit is not None and not self.classes <= self.limit.output < self.outputs:
             raise SpecError(f"limit speaks of output {self.limit.output}, no measure of {self.outputs} outputs")
 
-    def hull(self) -> Box:
+    def hull(self) -> InputBox:
         """The smallest box that holds all boxes."""
         lowers, uppers = zip(*self.boxes, strict=True)
         return np.min(lowers, axis=0), np.max(uppers, axis=0)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cure_plugin.errors import DataError
-from cure_plugin.vnncomp.property import Box
+from cure_plugin.vnncomp.property import InputBox
 
 _TOKEN = re.compile(r"[()]|[^\s()]+")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -237,7 +237,7 @@ class Query:
             case for case in cases if case.alternatives and (case.lower <= case.upper).all()
         ]  # the others are empty
 
-    def box(self) -> Box:
+    def box(self) -> InputBox:
         """The only input box.
 
         Raises:

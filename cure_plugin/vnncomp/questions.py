@@ -17,7 +17,7 @@ from cure_plugin.vnncomp.graphs import (
     with_distance,
     with_linear_front,
 )
-from cure_plugin.vnncomp.property import Ball, Box, Budget, Limit, Property
+from cure_plugin.vnncomp.property import Ball, Budget, InputBox, Limit, Property
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,19 @@ class Question:
     wanted: Property
 
 
-def in_boxes(model: onnx.ModelProto, boxes: Sequence[Box], label: int) -> Question:
+def in_boxes(model: onnx.ModelProto, boxes: Sequence[InputBox], label: int) -> Question:
     """Pixels in one of several boxes."""
     outward = tuple((float32_below(lower), float32_above(upper)) for lower, upper in boxes)
     return Question(model, Property(input_shape(model), outward, label, output_size(model)))
 
 
-def in_l2_ball(model: onnx.ModelProto, image: np.ndarray, box: Box, eps: float, label: int) -> Question:
+def in_l2_ball(model: onnx.ModelProto, image: np.ndarray, box: InputBox, eps: float, label: int) -> Question:
     """Pixels in ``box`` within the l2 distance ``eps`` of ``image`` (d,); VNNLIB 2.0."""
     boxes = ((float32_below(box[0]), float32_above(box[1])),)
     return Question(model, Property(input_shape(model), boxes, label, output_size(model), ball=Ball(image, eps)))
 
 
-def in_l1_ball(model: onnx.ModelProto, image: np.ndarray, box: Box, eps: float, label: int) -> Question:
+def in_l1_ball(model: onnx.ModelProto, image: np.ndarray, box: InputBox, eps: float, label: int) -> Question:
     """The same for l1: inputs are the image (pinned), what is added to it and what is taken away; VNNLIB 2.0."""
     _, channels, *sides = input_shape(model)
     size = len(image)
@@ -60,7 +60,9 @@ def in_l1_ball(model: onnx.ModelProto, image: np.ndarray, box: Box, eps: float, 
     )
 
 
-def within_distance(model: onnx.ModelProto, image: np.ndarray, box: Box, norm: str, eps: float, label: int) -> Question:
+def within_distance(
+    model: onnx.ModelProto, image: np.ndarray, box: InputBox, norm: str, eps: float, label: int
+) -> Question:
     """An l2 or l1 ball by an output that measures the distance; inputs are the image (pinned) and the point."""
     _, channels, *sides = input_shape(model)
     classes = output_size(model)
@@ -71,7 +73,7 @@ def within_distance(model: onnx.ModelProto, image: np.ndarray, box: Box, norm: s
     return Question(with_distance(model, norm), wanted)
 
 
-def of_parameters(model: onnx.ModelProto, weight: np.ndarray, bias: np.ndarray, box: Box, label: int) -> Question:
+def of_parameters(model: onnx.ModelProto, weight: np.ndarray, bias: np.ndarray, box: InputBox, label: int) -> Question:
     """Images ``weight @ p + bias`` (float32) for the inputs p in ``box``."""
     outward = float32_below(box[0]), float32_above(box[1])
     wanted = Property((1, weight.shape[1]), (outward,), label, output_size(model))
@@ -93,7 +95,7 @@ def parameter_units(names: Sequence[str]) -> np.ndarray:
     return np.array([100.0 if name == "C" else 1.0 for name in names])
 
 
-def slope_and_slack(slope: np.ndarray, box: Box) -> tuple[np.ndarray, np.ndarray, Box]:
+def slope_and_slack(slope: np.ndarray, box: InputBox) -> tuple[np.ndarray, np.ndarray, InputBox]:
     """(weight, bias, box of the inputs) of ``slope`` (d, k) times k parameters plus a slack per pixel.
 
     Args:
@@ -106,7 +108,7 @@ def slope_and_slack(slope: np.ndarray, box: Box) -> tuple[np.ndarray, np.ndarray
     return weight, bias, (box[0][free], box[1][free])
 
 
-def free_inputs(box: Box, count: int) -> np.ndarray:
+def free_inputs(box: InputBox, count: int) -> np.ndarray:
     """Which of ``count`` parameters and the slacks after them are inputs, bool.
 
     A slack whose ends are equal (float32 numbers) is part of the bias.
@@ -129,7 +131,7 @@ def window(shape: Sequence[int], top: int, left: int, height: int, width: int) -
     return mask.reshape(math.prod(shape))
 
 
-def around(image: np.ndarray, eps: float, domain: tuple[float, float] = (0.0, 1.0)) -> Box:
+def around(image: np.ndarray, eps: float, domain: tuple[float, float] = (0.0, 1.0)) -> InputBox:
     """The hull of a ball of radius ``eps`` around ``image``, cut with the domain."""
     return np.clip(image - eps, *domain), np.clip(image + eps, *domain)
 
@@ -140,7 +142,7 @@ def patch_boxes(
     sides: tuple[int, int],
     block: tuple[int, int, int, int],
     domain: tuple[float, float] = (0.0, 1.0),
-) -> list[Box]:
+) -> list[InputBox]:
     """A box per position of a patch of ``sides`` whose top left corner lies in rows r0 .. r1, columns c0 .. c1."""
     boxes = []
     for row in range(block[0], block[1] + 1):

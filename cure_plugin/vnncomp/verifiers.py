@@ -7,7 +7,6 @@ import os
 import signal
 import string
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -19,10 +18,14 @@ from typing import Any
 import yaml
 
 from cure_plugin.errors import DataError, SpecError
+from cure_plugin.registry import Registry
 from cure_plugin.vnncomp.replay import Answer, read_answer
 
 _PATIENCE = 0.5
 """Seconds between looks at the clock."""
+
+ARGUMENTS = ("{onnx}", "{vnnlib}", "{results}", "{timeout}")
+"""What most commands end with."""
 
 _PLACEHOLDERS = ("category", "onnx", "vnnlib", "results", "timeout")
 
@@ -67,11 +70,8 @@ class Verifier:
                 raise SpecError(f"verifier {self.name}: {part!r} is malformed; placeholders are {known}")
 
 
-VERIFIERS = {
-    name: Verifier(name, (sys.executable, "-m", module, "{onnx}", "{vnnlib}", "{results}", "{timeout}"))
-    for name, module in (("cure", "cure_plugin.export.solve"), ("marabou", "cure_plugin.export.marabou"))
-}
-"""Those that need no file: our certifier, and maraboupy from PyPI; a process for each instance."""
+VERIFIERS: Registry[Verifier] = Registry("verifier", "cure_plugin.verifiers")
+"""Verifiers by name: subclasses whose fields have defaults; other packages add theirs by ``cure_plugin.verifiers``."""
 
 
 def find_verifier(name: str) -> Verifier:
@@ -80,10 +80,11 @@ def find_verifier(name: str) -> Verifier:
     Raises:
         SpecError: an unknown name, unknown keys, values of a wrong kind. DataError: the file cannot be read.
     """
-    if name in VERIFIERS:
-        return VERIFIERS[name]
     if not name.endswith((".yaml", ".yml")):
-        raise SpecError(f"unknown verifier {name!r}; known: {', '.join(VERIFIERS)}, or a .yaml file that describes one")
+        try:
+            return VERIFIERS.make(name)
+        except SpecError as error:
+            raise SpecError(f"{error}; or give a .yaml file that describes one") from error
     try:
         content = yaml.safe_load(Path(name).read_text())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

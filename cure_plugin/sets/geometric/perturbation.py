@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cure_plugin.checks import as_numbers, check_type
 from cure_plugin.errors import SpecError
-from cure_plugin.sets.base import PerturbationSet, check_batch, check_domain, open_interval
+from cure_plugin.sets.base import PerturbationSet, open_interval
 from cure_plugin.sets.geometric.hull import interval_hull
 from cure_plugin.sets.geometric.parameters import parameter_names, parse_transformation
 from cure_plugin.sets.geometric.planes import linear_planes
@@ -110,13 +110,14 @@ class PerturbationGeometric(PerturbationSet):
         perturbation.name = "".join(text.split())
         return perturbation
 
-    def _ranges(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(lower, upper), each (B, D) like ``x``."""
-        check_batch(x)
+    def check(self, x: Tensor) -> None:
+        super().check(x)
         if x.ndim != 4:
             raise SpecError(f"a geometric set transforms images (B, C, H, W), got shape {tuple(x.shape)}")
-        if self.domain is not None:
-            check_domain(x, self.domain)
+        self._ranges(x)
+
+    def _ranges(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(lower, upper), each (B, D) like ``x``."""
         if self.lower.ndim == 2 and self.lower.shape[0] != x.shape[0]:
             raise SpecError(f"the set has {self.lower.shape[0]} parameter boxes but x has {x.shape[0]} samples")
         shape = (x.shape[0], len(self.parameters))
@@ -125,6 +126,7 @@ class PerturbationGeometric(PerturbationSet):
     def _relaxed(self, x: Tensor) -> tuple[Tensor, ...]:
         """Hull (low, high) and planes (slopes and offsets) around ``x``, kept for the last images asked for."""
         if self._cache is None or not self._relaxes(*self._cache[0], x):
+            self.check(x)
             # float64 ends: rounded to float32 they could lie inside the range that was asked for
             lower, upper = self._ranges(x.double())
             spatial = sum(name not in ("C", "B") for name in self.parameters)
