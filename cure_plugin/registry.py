@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from cure_plugin.errors import SpecError, first_line
@@ -22,22 +23,60 @@ def unknown(what: str, name: Any, known: Iterable[str]) -> SpecError:
     return SpecError(f"unknown {what} {name!r}; {hint}known: {', '.join(names)}")
 
 
+def check_name(what: str, name: str) -> None:
+    """Refuse a name that cannot stand in a spec, a recipe or a file's name.
+
+    Raises:
+        SpecError: such a name.
+    """
+    if not name or not name.replace("_", "").replace("-", "").isalnum():
+        raise SpecError(f"the name of a {what} is made of letters, digits, _ and -, got {name!r}")
+
+
+def check_free(what: str, name: str, holder: Any, claimant: Any) -> None:
+    """Refuse ``claimant`` (a class or function) a name that ``holder`` has, if anybody has it.
+
+    Running the same definition again, as reloads and notebooks do, replaces it.
+
+    Raises:
+        SpecError: the name is taken.
+    """
+    if holder is not None and _origin(holder) != _origin(claimant):
+        raise SpecError(f"a {what} named {name!r} is registered already; choose another name")
+
+
+def _origin(made: Any) -> tuple[str, str]:
+    return made.__module__, getattr(made, "__qualname__", repr(made))
+
+
+def _load(entry: EntryPoint) -> None:
+    try:
+        entry.load()
+    except Exception as error:
+        owner = f"package {entry.dist.name!r}" if entry.dist else "a package"
+        raise SpecError(
+            f"{owner} names {entry.value!r} in the entry-point group {entry.group}, but importing it fails: "
+            f"{type(error).__name__}: {first_line(error)}; mend or uninstall that package"
+        ) from error
+
+
 @functools.cache
-def load_installed(group: str) -> None:
+def load_installed(group: str, former: str = "") -> None:
     """Import, once, what installed packages name in an entry-point group: their modules register what is in them.
+
+    Args:
+        former: what the group was called before; it is read for a release more, with a DeprecationWarning.
 
     Raises:
         SpecError: an import fails; the message names the package to mend or to uninstall.
     """
     for entry in entry_points(group=group):
-        try:
-            entry.load()
-        except Exception as error:
-            owner = f"package {entry.dist.name!r}" if entry.dist else "a package"
-            raise SpecError(
-                f"{owner} names {entry.value!r} in the entry-point group {group}, but importing it fails: "
-                f"{type(error).__name__}: {first_line(error)}; mend or uninstall that package"
-            ) from error
+        _load(entry)
+    for entry in entry_points(group=former) if former else ():
+        warnings.warn(
+            f"entry point {entry.name} is in {former}, which is now {group}", DeprecationWarning, stacklevel=2
+        )
+        _load(entry)
 
 
 class Registry(Generic[T]):
@@ -66,13 +105,10 @@ class Registry(Generic[T]):
         Raises:
             SpecError: a malformed name, or one that another class has.
         """
-        if not name or not name.replace("_", "").replace("-", "").isalnum():
-            raise SpecError(f"the name of a {self.what} is made of letters, digits, _ and -, got {name!r}")
+        check_name(self.what, name)
 
         def add(cls: type[T]) -> type[T]:
-            before = self._classes.get(name, cls)
-            if (before.__module__, before.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise SpecError(f"a {self.what} named {name!r} is registered already; choose another name")
+            check_free(self.what, name, self._classes.get(name), cls)
             self._classes[name] = cls
             return cls
 

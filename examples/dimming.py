@@ -2,7 +2,7 @@
 
 Registered under a name, it works in specs (``dim=0.3``), training, certification and on the command line. Attacks move
 the factor, one number per image, and ``decode`` makes an image of it. Name this module in the entry-point group
-``cure_plugin.perturbations`` and it is found without an import.
+``cure_plugin.sets`` and it is found without an import.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A perturbation set of your own: one whole row of pixels may take any value (a dead sensor line).
 
 Registered under a name, it works in specs (``stripe=1``), training, certification and on the command line.
-Name this module in the entry-point group ``cure_plugin.perturbations`` and it is found without an import.
+Name this module in the entry-point group ``cure_plugin.sets`` and it is found without an import.
 """
 
 from __future__ import annotations

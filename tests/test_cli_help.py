@@ -66,7 +66,7 @@ def test_recipes_and_their_keys_are_listed_unbroken(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     "group, arguments",
     [
-        ("perturbations", ["sets"]),
+        ("sets", ["sets"]),
         ("losses", ["train", "demo_linf", "sets=[{set: linf=1, loss: own}]", "--out", "OUT"]),
         ("methods", ["--help"]),
         ("encodings", ["--help"]),

@@ -16,7 +16,7 @@ from cure_plugin.certification import METHODS, Method
 from cure_plugin.cli import main
 from cure_plugin.datasets import load_data
 from cure_plugin.export import read_query
-from cure_plugin.sets import set_spec
+from cure_plugin.sets import kinds, set_spec
 from cure_plugin.testing import LossTestCase, MethodTestCase, PerturbationTestCase, VerifierTestCase
 from cure_plugin.training import LOSSES, Loss
 from cure_plugin.vnncomp.verifiers import VERIFIERS, Verifier
@@ -54,7 +54,6 @@ def test_own_training_loop_learns() -> None:
 def test_a_set_of_your_own_registers_trains_and_certifies() -> None:
     from cure_plugin.certification import Certifier
     from cure_plugin.datasets import load_data
-    from cure_plugin.sets import kinds, set_spec
     from cure_plugin.training import Trainer, load_recipe
 
     load("stripes")
@@ -164,12 +163,21 @@ def test_a_verifier_of_your_own_is_asked_from_the_command_line(
     assert "unknown verifier 'samplin'; did you mean 'sampling'?" in capsys.readouterr().err
 
 
+def test_sets_in_the_group_of_before_are_found_with_a_warning(
+    installed: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    installed(perturbations=("stripe", "stripes"))
+    with pytest.warns(DeprecationWarning, match=r"cure_plugin\.sets"):
+        assert "stripe" in kinds()
+
+
 def test_an_encoding_of_your_own_is_exported_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: Installed
 ) -> None:
     """With the set it is for, both found by their entry points; what it allows is what the set holds."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    installed(perturbations=("stripe", "stripes"), encodings=("rows", "stripe_rows"))
+    installed(sets=("stripe", "stripes"), encodings=("rows", "stripe_rows"))
     net = Path(__file__).parent.parent / "benchmarks" / "fixtures" / "ball.pt"
     told = ["export", str(net), "stripe=1", "--on", "mnist-slice", "--images", "1"]
     assert main([*told, "--out", str(tmp_path / "out")]) == 0

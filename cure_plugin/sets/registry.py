@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cure_plugin.errors import SpecError
-from cure_plugin.registry import load_installed, unknown
+from cure_plugin.registry import check_free, check_name, load_installed, unknown
 from cure_plugin.sets.base import PerturbationSet
 
 
@@ -34,7 +33,7 @@ def register_perturbation(
     """Decorator: register a function (or class) that builds a set from the text behind ``name=``.
 
     A package makes its sets known without being imported first by naming the function's module in the
-    entry-point group ``cure_plugin.perturbations``.
+    entry-point group ``cure_plugin.sets``.
 
     Args:
         name: letters, digits, ``_`` and ``-``.
@@ -50,26 +49,19 @@ def register_perturbation(
     >>> registered("doctest-ball").build("0.5")
     PerturbationLpBall(norm=2, eps=0.5, domain=(0.0, 1.0))
     """
-    if not name or not name.replace("_", "").replace("-", "").isalnum():
-        raise SpecError(f"a set's name is made of letters, digits, _ and -, got {name!r}")
+    check_name("set", name)
 
     def add(build: Callable[[str], PerturbationSet]) -> Callable[[str], PerturbationSet]:
-        if name in _KINDS and _origin(_KINDS[name].build) != _origin(build):
-            raise SpecError(f"a set named {name!r} is registered already; choose another name")
+        check_free("set", name, _KINDS[name].build if name in _KINDS else None, build)
         _KINDS[name] = Kind(name, build, parameters)
         return build
 
     return add
 
 
-def _origin(build: Callable[[str], PerturbationSet]) -> tuple[str, str]:
-    """Where a builder was defined: running the same definition again (reload, notebook) replaces it."""
-    return build.__module__, getattr(build, "__qualname__", repr(build))
-
-
 def kinds() -> dict[str, Kind]:
     """All registered kinds by name, those of installed packages included."""
-    load_installed("cure_plugin.perturbations")
+    load_installed("cure_plugin.sets", former="cure_plugin.perturbations")
     return dict(sorted(_KINDS.items()))
 
 
