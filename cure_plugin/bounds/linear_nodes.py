@@ -40,6 +40,18 @@ _BY_WEIGHTS = ("BoundConv", "BoundConvTranspose")
 """auto_LiRPA's own intervals hold (by the weights' absolute values)."""
 
 
+_PLAIN = ("BoundBatchNormalization", "BoundFlatten", "BoundLinear", "BoundNeg", "BoundReshape")
+"""Linear in their first input."""
+
+
+def is_linear(node: Any) -> bool:
+    """Whether ``node`` is known to be affine in what depends on the input."""
+    kind = type(node).__name__
+    if kind in _PLAIN:
+        return moves(node.inputs[0]) and not any(map(moves, node.inputs[1:]))
+    return kind in (*_RISING, *_SCALING, *_BY_WEIGHTS, "BoundSub") and _is_linear(kind, node)
+
+
 def mend_views(bounded: BoundedModule) -> None:
     """Let views take batches of any size, whatever size the net was read with; in either mode."""
     for node in bounded.modules():

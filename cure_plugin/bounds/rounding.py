@@ -88,7 +88,25 @@ def required_margins(
             numbers = [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
             largest = max([1.0, *(float(value.abs().max()) for value in numbers if value.numel())])
             return x.new_full((len(x),), _HEURISTIC * _unit(x.dtype) * largest)
-        return growth(_terms(bounded, x), x.dtype) * (sizes.gather(1, y[:, None]).squeeze(1) + sizes.amax(1))
+        return growth(terms_along(bounded, x), x.dtype) * (sizes.gather(1, y[:, None]).squeeze(1) + sizes.amax(1))
+
+
+def node_sizes(
+    bounded: BoundedModule, x: Tensor, perturbation: PerturbationSet, boxes: dict[str, NodeBox]
+) -> dict[str, Tensor] | None:
+    """What every node of the net of absolute values puts out over the set, by name, (B, *shape).
+
+    A bound of a node, computed by intervals or rows, errs by at most :func:`growth` of :func:`terms_along` times that.
+    None where some node has no rule. Arguments as of :func:`required_margins`.
+    """
+    with torch.no_grad():
+        lower, upper = perturbation.box(x)
+        both = _all_sizes(bounded, x, torch.maximum(lower.abs(), upper.abs()), perturbation, boxes)
+    return None if both is None else {name: size[: len(x)] for name, size in both.items() if _is_size(size)}
+
+
+def _is_size(size: Any) -> bool:
+    return isinstance(size, Tensor) and size.ndim > 0
 
 
 def growth(terms: int, dtype: torch.dtype) -> float:
@@ -103,7 +121,7 @@ def _unit(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def _terms(bounded: BoundedModule, x: Tensor) -> int:
+def terms_along(bounded: BoundedModule, x: Tensor) -> int:
     """Terms along a chain of sums forth (intervals, values) and back (rows), and over the input."""
     terms = x[0].numel()
     for node in bounded.children():
@@ -127,6 +145,14 @@ def _sizes(
     Args:
         largest: absolute values of the set's box, (B, *input).
     """
+    both = _all_sizes(bounded, x, largest, perturbation, boxes)
+    return None if both is None else both[bounded.final_node().name][: len(x)]
+
+
+def _all_sizes(
+    bounded: BoundedModule, x: Tensor, largest: Tensor, perturbation: PerturbationSet, boxes: dict[str, NodeBox]
+) -> dict[str, Any] | None:
+    """The same of every node, over the set and at the clean input, (2 B, *shape)."""
     both: dict[str, Any] = {}  # (2 B, *shape): over the set, and at the clean input
     radii: dict[str, _Radii] = {}
     for node in _ordered(bounded.final_node()):
@@ -160,7 +186,7 @@ def _sizes(
         else:
             both[node.name] = node.forward(*parts).abs()
         _follow(node, parts, radii, both)
-    return both[bounded.final_node().name][: len(x)]
+    return both
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from cure_plugin.certification.attack import Attack
 from cure_plugin.certification.bound_methods import AlphaCrown, Coupled, Crown, CrownIbpBound, IbpBound
+from cure_plugin.certification.branch_and_bound import BranchAndBound
 from cure_plugin.certification.cascade import CASCADE
 from cure_plugin.certification.certifier import Certifier
 from cure_plugin.certification.dataset import certify_dataset
@@ -17,6 +18,7 @@ __all__ = [
     "AlphaCrown",
     "Attack",
     "BoundMethod",
+    "BranchAndBound",
     "Certifier",
     "Coupled",
     "Crown",

@@ -19,6 +19,7 @@ from cure_plugin.bounds.rounding import required_margins
 from cure_plugin.certification.method import BoundMethod, Piece
 from cure_plugin.errors import MemoryWarning, SpecError
 from cure_plugin.inputs import like
+from cure_plugin.relaxation.affine import AffineNet, affine_net
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Bounder:
         self._warned: set[BoundMethod] = set()
         self._wide: Bounder | None = None
         self._fails_in_float64 = False
+        self._affine: tuple[list[Tensor], AffineNet | None] | None = None
 
     @property
     def classes(self) -> int:
@@ -73,6 +75,19 @@ class Bounder:
         bounded = wrapped_again(self.bounded, self.net, self.input_shape, options)
         bounded.eval()  # else the net's parameters would get gradients
         return bounded
+
+    def affine(self) -> AffineNet | None:
+        """The net as affine maps between ReLUs, its weights those of now; None where it is something else."""
+        weights = [parameter.detach() for parameter in (*self.net.parameters(), *self.net.buffers())]
+        known = self._affine
+        if known is None or not all(torch.equal(*pair) for pair in zip(known[0], weights, strict=True)):
+            copies = [weight.clone() for weight in weights]
+            try:
+                known = copies, affine_net(self.bounded)
+            except SpecError:
+                known = copies, None
+            self._affine = known
+        return known[1]
 
     def check_outputs(self, x: Tensor, expected: Tensor) -> None:
         """See :func:`~cure_plugin.bounds.faithful.check_outputs`."""

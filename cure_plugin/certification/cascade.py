@@ -19,7 +19,15 @@ from cure_plugin.certification.verdict import Progress
 from cure_plugin.errors import SpecError
 from cure_plugin.sets import PerturbationSet
 
-CASCADE: tuple[Method, ...] = (IbpBound(), Attack(), CrownIbpBound(), Crown(), Coupled(), AlphaCrown(), Splitting())
+CASCADE: tuple[Method, ...] = (
+    IbpBound(),
+    Attack(),
+    CrownIbpBound(),
+    Crown(),
+    Coupled(),
+    AlphaCrown(),
+    Splitting(),
+)
 """What is tried unless something else is asked for: cheap bounds, then the attack, then ever costlier bounds."""
 
 
@@ -49,7 +57,8 @@ def run(methods: Sequence[Method], work: Work, progress: Progress) -> None:
         progress: of the images of ``work``; takes what the methods find.
     """
     known: _Known | None = None
-    for method in applicable(methods, work.perturbation):
+    able = [method for method in methods if method.reads(work.bounder)]
+    for method in applicable(able, work.perturbation):
         left = progress.left()
         if left.numel() == 0:
             return

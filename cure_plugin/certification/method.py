@@ -109,6 +109,10 @@ class Method(ABC):
         """Whether it is worth trying on sets of that kind."""
         return True
 
+    def reads(self, bounder: Bounder) -> bool:
+        """Whether it can work on that net."""
+        return True
+
 
 METHODS: Registry[Method] = Registry("method", "cure_plugin.methods")
 """Methods by name, in the order that they are tried; other packages add theirs by the group ``cure_plugin.methods``."""

@@ -1,0 +1,108 @@
+"""Branch and bound over ReLU neurons as a method: lp balls and boxes, nets of linear layers and ReLUs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from cure_plugin.attacks import worst_margin_loss
+from cure_plugin.bounds.margins import LayerBounds, NodeBox, crown_bounds, lower_margins, relu_boxes
+from cure_plugin.certification.bounder import Bounder
+from cure_plugin.certification.method import METHODS, Found, Method, Work
+from cure_plugin.checks import check_count, check_number
+from cure_plugin.relaxation.root import root
+from cure_plugin.relaxation.search import Limits, Searched, search
+from cure_plugin.sets import PerturbationBox, PerturbationLpBall, PerturbationSet
+
+_DESCENT = 60
+"""Steps of the attack where a subdomain is convex and still not proved."""
+
+
+@METHODS.register("branch-and-bound")
+@dataclass(frozen=True)
+class BranchAndBound(Method):
+    """Splits of ReLU neurons, each half bounded by optimised slopes and multipliers (:mod:`cure_plugin.relaxation`).
+
+    It starts from the boxes of layers that earlier methods left, and keeps the budget that pixels share, as
+    :class:`Coupled` does. Proofs rest on float64, less what rounding can have added.
+
+    Attributes:
+        seconds: an image, at most (what is being bounded then is finished).
+        nodes: subdomains bounded an image, at most. batch: subdomains bounded at a time.
+    """
+
+    supersedes: ClassVar[tuple[str, ...]] = ("alpha-CROWN",)
+
+    seconds: float = 15.0
+    nodes: int = 1_000_000
+    batch: int = 128
+
+    def __post_init__(self) -> None:
+        check_number("seconds", self.seconds, zero=False)
+        check_count("nodes", self.nodes, 1)
+        check_count("batch", self.batch, 2)
+
+    def applies_to(self, perturbation: PerturbationSet) -> bool:
+        return type(perturbation) in (PerturbationBox, PerturbationLpBall)
+
+    def reads(self, bounder: Bounder) -> bool:
+        return bounder.affine() is not None
+
+    @torch.no_grad()
+    def run(self, work: Work) -> Found:
+        count = len(work.y)
+        proved, refuted = (torch.zeros(count, dtype=torch.bool) for _ in range(2))
+        margins, nodes = torch.full((count,), math.nan), torch.zeros(count, dtype=torch.long)
+        points = work.x.clone()
+        for index in range(count):
+            one = work.select(torch.tensor([index]))
+            found, point = self._search(one)
+            nodes[index], proved[index], margins[index] = found.nodes, found.proved, found.margin
+            if point is not None:
+                points[index], refuted[index] = point, True
+                margins[index] = float(-worst_margin_loss(work.bounder.net(point[None]), one.y))
+        return Found(margins, proved, refuted, points, pieces=nodes)
+
+    def _search(self, one: Work) -> tuple[Searched, Tensor | None]:
+        """(what the search finds of a single image, a counterexample (*input) if it met one)."""
+        bounder, affine = one.bounder, one.bounder.affine()
+        if affine is None:
+            return Searched(False, math.nan, 0, 0), None
+        boxes = {**_intervals(one), **_known(one).boxes}
+        start = root(affine, bounder.bounded, one.region, int(one.y), boxes)
+        reached: list[Tensor] = []
+
+        def is_counterexample(inputs: Tensor, closely: bool) -> bool:
+            region = one.region.select(torch.zeros(len(inputs), dtype=torch.long))
+            points = region.project(inputs.view(-1, *one.x.shape[1:]).to(one.x))
+            for step in range(_DESCENT if closely else 1):
+                with torch.enable_grad():
+                    points.requires_grad_(closely)
+                    losses = worst_margin_loss(bounder.net(points), one.y.expand(len(points)))
+                    total = losses.sum()
+                worst = int(losses.argmax())
+                if losses[worst] >= 0:
+                    reached.append(points[worst].detach())
+                    return True
+                if closely:
+                    (gradient,) = torch.autograd.grad(total, points)
+                    points = region.ascend(points.detach(), gradient, 0.2 * 0.9**step)
+            return False
+
+        found = search(start, Limits(self.seconds, self.nodes, self.batch), is_counterexample)
+        return found, reached[-1] if reached else None
+
+
+def _known(one: Work) -> LayerBounds:
+    """Bounds of layers: what earlier methods left, else CROWN's."""
+    return one.known or crown_bounds(one.bounder.bounded, one.x, one.y, one.perturbation)
+
+
+def _intervals(one: Work) -> dict[str, NodeBox]:
+    """Boxes of the ReLUs that CROWN had no need to bound."""
+    lower_margins(one.bounder.bounded, one.x, one.y, one.perturbation, "IBP")
+    return relu_boxes(one.bounder.bounded)

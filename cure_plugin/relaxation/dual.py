@@ -1,0 +1,237 @@
+"""The dual of a net's minimum over a set: a lower bound for any slopes and multipliers, and its gradient by hand.
+
+For rows A over the outputs of a ReLU layer whose unstable inputs z lie in a box [l, u] and in a ball
+||z - z0||_2 <= rho, any coefficients g and any multiplier m >= 0 give
+
+    A relu(z) >= g z + h,   h = sum_i min over [l_i, u_i] of (A_i relu(z) - g_i z + m/2 (z - z0_i)^2) - m/2 rho^2
+
+in closed form (:mod:`cure_plugin.bounds.coupled_relu`; m = 0 where no ball is known). Here g = s A - b: s are slopes,
+b multipliers of splits, free where a neuron is split (beta-CROWN: Wang et al. 2021) and 0 elsewhere. What g leaves goes
+to the layers below, at last to the input set. Going up again with the minimisers gives the gradient by every s and b
+(Danskin), as backpropagation would, and a point of the input set, which is a candidate for a counterexample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cure_plugin.relaxation.reduced import Layer, ReducedNet, Rows
+
+_LEAST = 1e-9
+
+
+@dataclass
+class Duals:
+    """One per row, over the unstable neurons N of all layers, in the order of the layers.
+
+    Attributes:
+        slopes, splits: (R, N). multipliers: of the balls, (R, K). budget: of the input set, (R,).
+    """
+
+    slopes: Tensor
+    splits: Tensor
+    multipliers: Tensor
+    budget: Tensor
+
+    def select(self, index: Tensor) -> Duals:
+        return Duals(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+    def put(self, index: Tensor, other: Duals) -> None:
+        """Take the rows ``index`` from ``other``."""
+        for name in self.__dataclass_fields__:
+            getattr(self, name)[index] = getattr(other, name)
+
+    def to(self, dtype: torch.dtype) -> Duals:
+        return Duals(*(getattr(self, name).to(dtype) for name in self.__dataclass_fields__))
+
+    @staticmethod
+    def join(parts: list[Duals]) -> Duals:
+        return Duals(*(torch.cat([getattr(part, name) for part in parts]) for name in Duals.__dataclass_fields__))
+
+
+@dataclass
+class Domain:
+    """Where splits have left each row: 1 active, -1 inactive, 0 either, (R, N) of the rows' dtype."""
+
+    signs: Tensor
+
+    def ends(self, layer: Layer, part: slice) -> tuple[Tensor, Tensor]:
+        """(lower, upper) of a layer's unstable neurons, (R, u)."""
+        signs = self.signs[:, part]
+        return layer.lower * (1 - signs.clamp(min=0)), layer.upper * (1 + signs.clamp(max=0))
+
+
+@dataclass
+class Found:
+    """Of each row (R): its bound, and what the next step needs.
+
+    Attributes:
+        value: (R,). slopes, splits: gradients, (R, N). multipliers, budget: better ones. point: d of the input (R, n).
+        coefficients: A on unstable neurons, (R, N). passed: g there. intercepts: h of each, (R, N). reached: inputs of
+            the unstable neurons at the minimisers below, (R, N).
+    """
+
+    value: Tensor
+    slopes: Tensor
+    splits: Tensor
+    multipliers: Tensor
+    budget: Tensor
+    point: Tensor
+    coefficients: Tensor
+    passed: Tensor
+    intercepts: Tensor
+    reached: Tensor
+
+
+@dataclass
+class _Passed:
+    """What the way down leaves of a layer for the way up."""
+
+    a: Tensor
+    slope: Tensor
+    g: Tensor
+    h: Tensor
+    point: Tensor
+    output: Tensor
+    free: Tensor | None
+
+
+class Dual:
+    """The dual of the layers that a :class:`ReducedNet` has.
+
+    Args:
+        net: in the dtype to work in.
+        coupled: whether to use the balls around the layers' clean inputs.
+    """
+
+    def __init__(self, net: ReducedNet, coupled: bool) -> None:
+        self.net, self.coupled = net, coupled
+        self.offsets = net.offsets()
+        self.parts = [slice(a, b) for a, b in zip(self.offsets, self.offsets[1:], strict=False)]
+        for_all = [
+            torch.cat([getattr(layer, name) for layer in net.layers]) if net.layers else net.start.x[:0]
+            for name in ("lower", "upper", "clean")
+        ]
+        self.lower, self.upper, self.clean = for_all
+        self.chord = self.upper / (self.upper - self.lower)
+        self.transposed = [{j: weight.T for j, weight in layer.weights.items()} for layer in net.layers]
+
+    def start(self, rows: Rows) -> Duals:
+        """Duals to start from: the slopes that the ReLUs have at the clean input, or CROWN's."""
+        like, count = rows.bias, len(rows)
+        active = self.clean > 0 if self.coupled else self.upper > -self.lower
+        slopes = active.to(like).expand(count, -1).clone()
+        size = sum((weight.square().sum(1) for weight in rows.weights.values()), like.new_zeros(count)).sqrt()
+        radii = like.new_tensor([max(layer.radius, _LEAST) for layer in self.net.layers])
+        multipliers = (size[:, None] / radii).clamp(min=_LEAST)
+        first = rows.weights.get(0)
+        first = size[:, None] if first is None else first
+        return Duals(slopes, torch.zeros_like(slopes), multipliers, self.net.start.first_multiplier(first))
+
+    def evaluate(self, rows: Rows, duals: Duals, domain: Domain | None) -> Found:
+        """Bounds of ``rows`` and their gradients."""
+        down, value, found, budget, point = self._down(rows, duals, domain)
+        return self._up(down, value, found, budget, point)
+
+    def value(self, rows: Rows, duals: Duals, domain: Domain | None) -> Tensor:
+        """Bounds of ``rows`` alone."""
+        return self._down(rows, duals, domain)[1]
+
+    def _down(
+        self, rows: Rows, duals: Duals, domain: Domain | None
+    ) -> tuple[list[_Passed], Tensor, Tensor, Tensor, Tensor]:
+        """(layers as passed, bounds, better multipliers of the balls, of the budget, point of the input)."""
+        count, value = len(rows), rows.bias.clone()
+        over: dict[int, Tensor] = dict(rows.weights)
+        multipliers = duals.multipliers.clone()
+        down: list[_Passed] = []
+        for k in range(len(self.net.layers), 0, -1):
+            layer = self.net.layers[k - 1]
+            a = over.pop(k, None)
+            if a is None:
+                a = value.new_zeros(count, len(layer.bias))
+            passed, offset = self._through(layer, k - 1, a[:, : layer.unstable], duals, domain, multipliers)
+            down.append(passed)
+            g = torch.cat([passed.g, a[:, layer.unstable :]], 1)
+            value += offset + g @ layer.bias
+            for j, weight in layer.weights.items():
+                over[j] = g @ weight if j not in over else torch.addmm(over[j], g, weight)
+        first = over.get(0)
+        if first is None:
+            first = value.new_zeros(count, len(self.net.start.x))
+        value += first @ self.net.start.x
+        least, point, budget = self.net.start.minimum(first, duals.budget)
+        return down[::-1], value + least, multipliers, budget, point
+
+    def _through(
+        self, layer: Layer, k: int, a: Tensor, duals: Duals, domain: Domain | None, multipliers: Tensor
+    ) -> tuple[_Passed, Tensor]:
+        """(rows over a layer's inputs and what they leave, offsets (R,)); moves the layer's ``multipliers``."""
+        part = self.parts[k]
+        lower, upper = (layer.lower, layer.upper) if domain is None else domain.ends(layer, part)
+        slope, free = duals.slopes[:, part], None
+        if not self.coupled:  # where a row is negative the chord is best, whatever else
+            chord = self.chord[part]
+            if domain is not None:
+                signs = domain.signs[:, part]
+                chord = chord * (1 - signs.abs()) + signs.clamp(min=0)
+            free = (a >= 0).to(a)
+            slope = torch.lerp(chord.expand_as(a), slope, free)
+        g = torch.addcmul(-duals.splits[:, part], slope, a)
+        rest = a - g
+        if not self.coupled:
+            at_upper, at_lower = (rest * upper).clamp(max=0), (-g * lower).clamp(max=0)
+            h = torch.minimum(at_upper, at_lower)
+            choose, low = ((at_upper <= at_lower) & (at_upper < 0)).to(a), (at_lower < at_upper).to(a)
+            output = upper * choose
+            return _Passed(a, slope, g, h, output + lower * low, output, free), h.sum(1)
+        m = duals.multipliers[:, k : k + 1]
+        active = torch.minimum((layer.clean - rest / m).clamp(min=0), upper)
+        inactive = torch.maximum((layer.clean + g / m).clamp(max=0), lower)
+        at_active = torch.addcmul(rest * active, (active - layer.clean).square(), m, value=0.5)
+        at_inactive = torch.addcmul(-g * inactive, (inactive - layer.clean).square(), m, value=0.5)
+        h = torch.minimum(at_active, at_inactive)
+        choose = (at_active <= at_inactive).to(a)
+        point = torch.lerp(inactive, active, choose)
+        distance = (point - layer.clean).square().sum(1)
+        radius = max(layer.radius, _LEAST)
+        floor = 1e-5 * a.abs().amax(1) / radius + _LEAST if a.shape[1] else _LEAST
+        moved = multipliers[:, k] * (distance.sqrt() / radius).clamp(0.2, 5)
+        multipliers[:, k] = torch.maximum(moved, torch.as_tensor(floor).to(moved))
+        offset = h.sum(1) - m.squeeze(1) / 2 * layer.radius**2
+        return _Passed(a, slope, g, h, point, active * choose, free), offset
+
+    def _up(self, down: list[_Passed], value: Tensor, multipliers: Tensor, budget: Tensor, point: Tensor) -> Found:
+        outputs: list[Tensor] = [self.net.start.x + point]
+        by_slope, by_split, reached = [], [], []
+        for k, (layer, passed) in enumerate(zip(self.net.layers, down, strict=True)):
+            z = sum((outputs[j] @ weight for j, weight in self.transposed[k].items()), layer.bias)
+            if z.ndim == 1:
+                z = z.expand(len(value), -1)
+            before = z[:, : layer.unstable]
+            rest = before - passed.point
+            gradient = passed.a * rest
+            by_slope.append(gradient if passed.free is None else gradient * passed.free)
+            by_split.append(-rest)
+            reached.append(before)
+            outputs.append(torch.cat([torch.addcmul(passed.output, passed.slope, rest), z[:, layer.unstable :]], 1))
+
+        def over_all(name: str) -> Tensor:
+            return torch.cat([getattr(passed, name) for passed in down], 1)
+
+        empty = value.new_zeros(len(value), 0)
+        return Found(
+            value,
+            torch.cat(by_slope, 1) if down else empty,
+            torch.cat(by_split, 1) if down else empty,
+            multipliers,
+            budget,
+            point,
+            over_all("a") if down else empty,
+            over_all("g") if down else empty,
+            over_all("h") if down else empty,
+            torch.cat(reached, 1) if down else empty,
+        )

@@ -1,0 +1,99 @@
+"""Better duals by Adam: any are valid, so the best bound met is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cure_plugin.relaxation.dual import Domain, Dual, Duals, Found
+from cure_plugin.relaxation.reduced import Rows
+
+_FIRST, _SECOND, _TINY = 0.9, 0.999, 1e-10
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """How to climb.
+
+    Attributes:
+        steps: evaluations. rate: Adam's, of slopes, times ``decay`` each step. splits: its rate for the multipliers of
+            splits, relative to the neurons' usual coefficients.
+    """
+
+    steps: int
+    rate: float = 0.1
+    splits: float = 0.05
+    decay: float = 0.97
+
+
+@dataclass
+class Best:
+    """The best bounds met, (R,), their duals, and the last evaluation of the rows ``left``, which are not done."""
+
+    value: Tensor
+    duals: Duals
+    left: Tensor
+    last: Found | None
+
+
+def climb(
+    dual: Dual,
+    rows: Rows,
+    duals: Duals,
+    ascent: Ascent,
+    domain: Domain | None = None,
+    scale: Tensor | None = None,
+    target: float | None = None,
+) -> Best:
+    """Climb from ``duals``; rows above the ``target`` stop.
+
+    Args:
+        domain: of splits, whose multipliers are free then. scale: usual coefficients of the neurons, (1, N).
+    """
+    count = len(rows)
+    best = rows.bias.new_full((count,), -torch.inf)
+    kept = duals.select(torch.arange(count))
+    left = torch.arange(count)
+    state = replace(duals)
+    momenta = [torch.zeros_like(duals.slopes) for _ in range(2)]
+    split_momenta = [torch.zeros_like(duals.splits) for _ in range(2)] if domain is not None else []
+    last: Found | None = None
+    for step in range(1, ascent.steps + 1):
+        last = dual.evaluate(rows, state, domain)
+        better = (last.value > best[left]).nonzero().flatten()
+        best[left[better]] = last.value[better]
+        kept.put(left[better], state.select(better))
+        if step == ascent.steps:
+            break
+        if target is not None:
+            open_ = (best[left] <= target).nonzero().flatten()
+            if len(open_) == 0:
+                return Best(best, kept, left[:0], None)
+        else:
+            open_ = left
+        rate = ascent.decay**step
+        slopes = _stepped(state.slopes, last.slopes, momenta, step, ascent.rate * rate).clamp_(0, 1)
+        splits = state.splits
+        if domain is not None:
+            free = last.splits * domain.signs.abs()
+            length = ascent.splits * rate * (1.0 if scale is None else scale)
+            splits = _stepped(splits, free, split_momenta, step, length)
+        state = Duals(slopes, splits, last.multipliers, last.budget)
+        if len(open_) <= 0.8 * len(left):  # copying costs less than going on with what is done
+            left, rows, state = left[open_], rows.select(open_), state.select(open_)
+            domain = None if domain is None else Domain(domain.signs[open_])
+            momenta = [one[open_] for one in momenta]
+            split_momenta = [one[open_] for one in split_momenta]
+    return Best(best, kept, left, last)
+
+
+def _stepped(value: Tensor, gradient: Tensor, momenta: list[Tensor], step: int, rate: float | Tensor) -> Tensor:
+    """One step of Adam upwards (Kingma and Ba 2015)."""
+    first, second = momenta
+    first.mul_(_FIRST).add_(gradient, alpha=1 - _FIRST)
+    second.mul_(_SECOND).addcmul_(gradient, gradient, value=1 - _SECOND)
+    size = (second / (1 - _SECOND**step)).sqrt_().add_(_TINY)
+    direction = first / (1 - _FIRST**step) / size
+    return value + direction * rate

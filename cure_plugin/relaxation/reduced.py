@@ -1,0 +1,123 @@
+"""A net around one image, without what is decided there: neurons that are inactive all over the set are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cure_plugin.relaxation.affine import AffineNet
+from cure_plugin.relaxation.inputs import InputSet
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The neurons of a ReLU layer that may be active, unstable ones first.
+
+    Attributes:
+        kept: their positions in the layer (n,). unstable: how many are.
+        weights: matrices (n, n_j) over what is kept of the sources j. bias: (n,).
+        lower, upper: bounds of the unstable ones' inputs (u,). clean: their values at the clean input.
+        radius: of an l2 ball around ``clean`` that holds the unstable ones' inputs; infinite where none is known.
+        sizes: (n,) sums of absolute values of the terms that make up the inputs: how far rounding may reach.
+    """
+
+    kept: Tensor
+    unstable: int
+    weights: Mapping[int, Tensor]
+    bias: Tensor
+    lower: Tensor
+    upper: Tensor
+    clean: Tensor
+    radius: float
+    sizes: Tensor
+
+    def to(self, dtype: torch.dtype) -> Layer:
+        """The same in another precision; bounds are rounded outwards."""
+        return Layer(
+            self.kept,
+            self.unstable,
+            {j: weight.to(dtype) for j, weight in self.weights.items()},
+            self.bias.to(dtype),
+            _outward(self.lower, dtype, -1),
+            _outward(self.upper, dtype, 1),
+            self.clean.to(dtype),
+            self.radius,
+            self.sizes.to(dtype),
+        )
+
+
+def _outward(end: Tensor, dtype: torch.dtype, sign: int) -> Tensor:
+    near = end.to(dtype)
+    return near if dtype == end.dtype else torch.nextafter(near, torch.full_like(near, sign * torch.inf))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Affine functions of what ReLU layers and the input put out: rows (R, n_j) over the sources j, and (R,)."""
+
+    weights: Mapping[int, Tensor]
+    bias: Tensor
+
+    def __len__(self) -> int:
+        return len(self.bias)
+
+    def select(self, index: Tensor) -> Rows:
+        return Rows({j: weight[index] for j, weight in self.weights.items()}, self.bias[index])
+
+    def to(self, dtype: torch.dtype) -> Rows:
+        return Rows({j: weight.to(dtype) for j, weight in self.weights.items()}, self.bias.to(dtype))
+
+
+@dataclass
+class ReducedNet:
+    """See above; layers are added one after the other, as their bounds are found.
+
+    Attributes:
+        net: all of it. start: the set around the image. layers: of ReLUs, so far.
+    """
+
+    net: AffineNet
+    start: InputSet
+    layers: list[Layer] = field(default_factory=list)
+
+    def rows(self, k: int) -> Rows:
+        """All inputs of layer ``k`` (from 1; K + 1: the logits) over what is kept of the layers below."""
+        weights = {
+            j: weight if j == 0 else weight[:, self.layers[j - 1].kept] for j, weight in self.net.weights[k - 1].items()
+        }
+        return Rows(weights, self.net.biases[k - 1])
+
+    def offsets(self) -> list[int]:
+        """Where each layer's unstable neurons start among all of them; the last entry is their number."""
+        ends = [0]
+        for layer in self.layers:
+            ends.append(ends[-1] + layer.unstable)
+        return ends
+
+    def add(self, lower: Tensor, upper: Tensor, clean: Tensor, radius: float, sizes: Tensor) -> None:
+        """The next layer, of bounds, clean values and sizes of all its inputs (n_k,), float64."""
+        rows = self.rows(len(self.layers) + 1)
+        unstable = ((lower < 0) & (upper > 0)).nonzero().flatten()
+        active = ((lower >= 0) & (upper > 0)).nonzero().flatten()
+        kept = torch.cat([unstable, active])
+        own = torch.maximum(clean - lower, upper - clean)[unstable].norm()
+        self.layers.append(
+            Layer(
+                kept,
+                len(unstable),
+                {j: weight[kept] for j, weight in rows.weights.items()},
+                rows.bias[kept],
+                lower[unstable],
+                upper[unstable],
+                clean[unstable],
+                min(radius, float(own) * (1 + 1e-12)),
+                sizes[kept],
+            )
+        )
+
+    def to(self, dtype: torch.dtype) -> ReducedNet:
+        """The same in another precision."""
+        return ReducedNet(self.net, self.start.to(dtype), [layer.to(dtype) for layer in self.layers])

@@ -1,0 +1,311 @@
+"""Branch and bound over ReLU neurons: subdomains where a bound is not enough are split at one neuron, worst first."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cure_plugin.relaxation.dual import Domain, Dual, Duals, Found
+from cure_plugin.relaxation.optimise import Ascent, climb
+from cure_plugin.relaxation.recheck import certified
+from cure_plugin.relaxation.root import WORKING, Root
+
+_CANDIDATES = 2
+"""Neurons by each of two scores that both children are bounded for."""
+
+_ROOT = Ascent(50)
+_NODE = Ascent(10)
+_LEAF = Ascent(400, decay=0.99)
+
+_CLOSE = 1e-5
+"""Of the largest logit term: how far above 0 the working precision's bounds must be before float64 is asked."""
+
+
+Refute = Callable[[Tensor, bool], bool]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to give up.
+
+    Attributes:
+        seconds: of the clock. nodes: subdomains bounded in all. batch: at a time. bytes: of those that wait.
+    """
+
+    seconds: float
+    nodes: int
+    batch: int = 128
+    bytes: int = 1 << 29
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What the search found.
+
+    Attributes:
+        proved: every subdomain is. margin: a lower bound of the smallest margin. nodes: subdomains bounded.
+        depth: the most splits on one of them.
+    """
+
+    proved: bool
+    margin: float
+    nodes: int
+    depth: int
+
+
+def search(start: Root, limits: Limits, is_counterexample: Refute) -> Searched:
+    """Prove all margins of ``start`` positive, or end where a point is none.
+
+    Args:
+        is_counterexample: given inputs (R, n), which may stick out of the set by rounding, and whether to look around
+            them too: whether one was found.
+    """
+    return _Search(start, limits, is_counterexample).run()
+
+
+class _Search:
+    def __init__(self, start: Root, limits: Limits, is_counterexample: Refute) -> None:
+        self.start, self.limits, self.is_counterexample = start, limits, is_counterexample
+        self.deadline = time.monotonic() + limits.seconds
+        self.dual = Dual(start.net, start.coupled)
+        self.rows = start.margins.to(WORKING)
+        self.count = self.dual.offsets[-1]
+        largest = float(start.exact.net.forward(start.exact.start.x[None])[-1].abs().max())
+        self.target = _CLOSE * max(1.0, largest)
+        self.nodes = self.depth = 0
+        self.proved_least = math.inf
+        self.refuted = False
+        self.scale = torch.ones(1, self.count)
+
+    def run(self) -> Searched:
+        everything = torch.zeros(len(self.rows), self.count, dtype=torch.int8)
+        classes = torch.arange(len(self.rows))
+        best = climb(self.dual, self.rows, self.dual.start(self.rows), _ROOT, target=self.target)
+        self.nodes += len(classes)
+        open_ = self._settle(classes, everything, best.value, best.duals)
+        if best.last is not None and len(open_):
+            self._look(best.last)
+        if len(open_) == 0 or self.refuted:
+            return self._result(0.0)
+        if self.count == 0:
+            return self._result(float(best.value[open_].min()))
+        last = best.last if best.last is not None else self.dual.evaluate(self.rows, best.duals, None)
+        left = best.left if best.last is not None else classes
+        self.scale = _usual(last.coefficients, self.dual)
+        chosen = torch.tensor([left.tolist().index(int(one)) for one in open_ if int(one) in left.tolist()])
+        if len(chosen) < len(open_):  # float64 refused what the working precision took for done
+            last = self.dual.evaluate(self.rows.select(open_), best.duals.select(open_), None)
+            chosen = torch.arange(len(open_))
+        pool = _Pool(self.count, best.duals.multipliers.shape[1], self.limits.bytes)
+        pool.push(
+            open_, everything[open_], best.value[open_], best.duals.select(open_), self._candidates(last, chosen, None)
+        )
+        while len(pool):
+            if time.monotonic() > self.deadline or self.nodes >= self.limits.nodes or pool.full():
+                return self._result(pool.worst())
+            outcome = self._step(pool)
+            if outcome is not None:
+                return outcome
+        return self._result(0.0)
+
+    def _step(self, pool: _Pool) -> Searched | None:
+        """Split the worst subdomains; what ends the search, if anything does."""
+        classes, signs, bounds, duals, candidates = pool.pop(max(1, self.limits.batch // 2))
+        neurons = self._choose(classes, signs, bounds, duals, candidates)
+        twice = torch.cat([torch.arange(len(classes))] * 2)
+        sides = torch.cat([torch.ones(len(classes)), -torch.ones(len(classes))])
+        signs = signs[twice].scatter(1, neurons[twice, None], sides[:, None].to(torch.int8))
+        classes, parents = classes[twice], bounds[twice]
+        given = self._split(duals.select(twice), neurons[twice], sides)
+        domain = Domain(signs.to(WORKING))
+        best = climb(self.dual, self.rows.select(classes), given, _NODE, domain, self.scale, self.target)
+        self.nodes += len(classes)
+        self.depth = max(self.depth, int((signs != 0).sum(1).max()))
+        value = torch.maximum(best.value, parents)
+        open_ = self._settle(classes, signs, value, best.duals)
+        whole = open_[(signs[open_] != 0).all(1)]
+        if len(whole):  # convex there: only steps are missing
+            leaf = Domain(signs[whole].to(WORKING))
+            closed = climb(
+                self.dual,
+                self.rows.select(classes[whole]),
+                best.duals.select(whole),
+                _LEAF,
+                leaf,
+                self.scale,
+                self.target,
+            )
+            stuck = self._settle(classes[whole], signs[whole], closed.value, closed.duals)
+            if len(stuck):
+                if closed.last is not None:
+                    self._look(closed.last, closely=True)
+                return self._result(float(closed.value[stuck].min()))
+            open_ = open_[(signs[open_] == 0).any(1)]
+        if len(open_) == 0:
+            return None
+        domain_open = Domain(signs[open_].to(WORKING))
+        where = torch.full((len(classes),), -1)
+        where[best.left] = torch.arange(len(best.left))
+        if best.last is not None and bool((where[open_] >= 0).all()):
+            last, chosen = best.last, where[open_]
+        else:
+            last = self.dual.evaluate(self.rows.select(classes[open_]), best.duals.select(open_), domain_open)
+            chosen = torch.arange(len(open_))
+        self._look(last)
+        if self.refuted:
+            return self._result(0.0)
+        found = self._candidates(last, chosen, domain_open)
+        pool.push(classes[open_], signs[open_], value[open_], best.duals.select(open_), found)
+        return None
+
+    def _split(self, duals: Duals, neurons: Tensor, sides: Tensor) -> Duals:
+        """Duals of the children: the split neuron's slope is its own."""
+        slopes = duals.slopes.scatter(1, neurons[:, None], (sides[:, None] > 0).to(WORKING))
+        return Duals(slopes, duals.splits, duals.multipliers, duals.budget)
+
+    def _settle(self, classes: Tensor, signs: Tensor, value: Tensor, duals: Duals) -> Tensor:
+        """Which of the subdomains are not proved in float64."""
+        done = (value > self.target).nonzero().flatten()
+        if len(done) == 0:
+            return torch.arange(len(classes))
+        domain = Domain(signs[done].double())
+        index = classes[done]
+        bound = certified(
+            self.start.exact,
+            self.start.margins.select(index),
+            self.start.sizes[index],
+            duals.select(done).to(torch.float64),
+            domain,
+            self.start.coupled,
+            self.start.terms,
+        )
+        proved = bound > 0
+        if bool(proved.any()):
+            self.proved_least = min(self.proved_least, float(bound[proved].min()))
+        left = torch.ones(len(classes), dtype=torch.bool)
+        left[done[proved]] = False
+        return left.nonzero().flatten()
+
+    def _look(self, found: Found, closely: bool = False) -> None:
+        """Whether the dual's own minimisers are counterexamples; ``closely``: or what lies near them."""
+        self.refuted = self.is_counterexample(self.start.net.start.x + found.point, closely)
+
+    def _candidates(self, found: Found, chosen: Tensor, domain: Domain | None) -> Tensor:
+        """Neurons worth splitting, of the rows ``chosen``, (R, 2 * _CANDIDATES).
+
+        First-order gains of both children, and what each neuron's relaxation costs.
+        """
+        a, g, h, z = (getattr(found, name)[chosen] for name in ("coefficients", "passed", "intercepts", "reached"))
+        extra: list[Tensor | float] = [0.0, 0.0]
+        if self.start.coupled:
+            multipliers = found.multipliers[chosen]
+            m = (
+                torch.cat(
+                    [
+                        multipliers[:, k : k + 1].expand(-1, part.stop - part.start)
+                        for k, part in enumerate(self.dual.parts)
+                    ],
+                    1,
+                )
+                / 2
+            )
+            extra = [m * self.dual.clean.clamp(max=0).square(), m * self.dual.clean.clamp(min=0).square()]
+            cost = -h
+        else:
+            cost = (-a).clamp(min=0) * (-self.dual.lower * self.dual.chord)
+        active, inactive = extra[0] - h + (a - g) * z, extra[1] - h - g * z
+        gain = torch.minimum(active, inactive).clamp(min=0) + 0.1 * torch.maximum(active, inactive).clamp(min=0)
+        count = min(_CANDIDATES, a.shape[1])
+        free = torch.zeros_like(a) if domain is None else domain.signs.abs()
+        picked = [(score - 1e9 * free).topk(count, dim=1).indices for score in (gain, cost)]
+        return torch.cat(picked, 1)
+
+    def _choose(self, classes: Tensor, signs: Tensor, bounds: Tensor, duals: Duals, candidates: Tensor) -> Tensor:
+        """The candidate (R,) whose children's bounds, one step from their parent's duals, are best."""
+        count, each = candidates.shape
+        many = torch.arange(count).repeat_interleave(each)
+        neurons = candidates.flatten()
+        rows, given = self.rows.select(classes[many]), duals.select(many)
+        values = []
+        for side in (1, -1):
+            sides = torch.full((len(many),), float(side))
+            child = signs[many].scatter(1, neurons[:, None], side).to(WORKING)
+            values.append(self.dual.value(rows, self._split(given, neurons, sides), Domain(child)).view(count, each))
+        parents = bounds[:, None]
+        low, high = torch.minimum(*values).maximum(parents), torch.maximum(*values).maximum(parents)
+        taken = signs.gather(1, candidates) != 0
+        score = (low.clamp(max=self.target) + 0.3 * high.clamp(max=self.target)).masked_fill(taken, -torch.inf)
+        return candidates.gather(1, score.argmax(1, keepdim=True)).squeeze(1)
+
+    def _result(self, worst: float) -> Searched:
+        proved = worst == 0.0 and not self.refuted
+        margin = self.proved_least if proved else min(worst, self.proved_least)
+        return Searched(proved, margin, self.nodes, self.depth)
+
+
+def _usual(coefficients: Tensor, dual: Dual) -> Tensor:
+    """Mean absolute coefficients of each layer, at each of its neurons, (1, N)."""
+    means = [
+        coefficients[:, part].abs().mean().clamp(min=1e-6).expand(part.stop - part.start)
+        for part in dual.parts
+        if part.stop > part.start
+    ]
+    return torch.cat(means)[None]
+
+
+class _Pool:
+    """Subdomains that wait, the worst bound first, in rows of a few tensors."""
+
+    def __init__(self, neurons: int, layers: int, limit: int) -> None:
+        each = neurons * 9 + layers * 4 + 64
+        self._most = max(256, limit // each)
+        self._heap: list[tuple[float, int]] = []
+        self._free: list[int] = []
+        self._kept: dict[str, Tensor] = {}
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def full(self) -> bool:
+        """Whether the limit is reached."""
+        return len(self._heap) >= self._most
+
+    def worst(self) -> float:
+        """The smallest bound."""
+        return min(self._heap[0][0], -1e-300)
+
+    def push(self, classes: Tensor, signs: Tensor, bounds: Tensor, duals: Duals, candidates: Tensor) -> None:
+        values: dict[str, Tensor] = {"classes": classes, "signs": signs, "bounds": bounds, "candidates": candidates}
+        values.update({name: getattr(duals, name) for name in Duals.__dataclass_fields__})
+        while len(self._free) < len(classes):
+            self._grow(values)
+        places = torch.tensor([self._free.pop() for _ in range(len(classes))])
+        for name, value in values.items():
+            self._kept[name][places] = value
+        for bound, place in zip(bounds.tolist(), places.tolist(), strict=True):
+            heapq.heappush(self._heap, (bound, place))
+
+    def _grow(self, like: dict[str, Tensor]) -> None:
+        more = max(256, self._size)
+        for name, value in like.items():
+            added = value.new_empty(more, *value.shape[1:])
+            self._kept[name] = torch.cat([self._kept[name], added]) if self._size else added
+        self._free += range(self._size + more - 1, self._size - 1, -1)
+        self._size += more
+
+    def pop(self, count: int) -> tuple[Tensor, Tensor, Tensor, Duals, Tensor]:
+        """The ``count`` worst: classes, signs, bounds, duals, candidates."""
+        places = [heapq.heappop(self._heap)[1] for _ in range(min(count, len(self._heap)))]
+        self._free += places
+        index = torch.tensor(places)
+        found: dict[str, Any] = {name: value[index] for name, value in self._kept.items()}
+        duals = Duals(*(found[name] for name in Duals.__dataclass_fields__))
+        return found["classes"], found["signs"], found["bounds"], duals, found["candidates"]

@@ -1,0 +1,251 @@
+"""Branch and bound against what it may not miss: gradients, leaves, exhaustive enumeration, attacks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog
+from torch import Tensor, nn
+
+from cure_plugin import PerturbationBox, PerturbationLpBall, PerturbationSet
+from cure_plugin.bounds.margins import relu_boxes
+from cure_plugin.bounds.module import bounded_module
+from cure_plugin.certification import BranchAndBound, Certifier
+from cure_plugin.relaxation.affine import affine_net
+from cure_plugin.relaxation.dual import Domain, Dual, Duals
+from cure_plugin.relaxation.recheck import certified
+from cure_plugin.relaxation.root import Root, root
+from cure_plugin.relaxation.search import Limits, _Search
+
+SETS: dict[str, Callable[[float], PerturbationSet]] = {
+    "linf": lambda size: PerturbationLpBall(math.inf, size),
+    "l2": lambda size: PerturbationLpBall(2, 2 * size),
+    "l1": lambda size: PerturbationLpBall(1, 4 * size),
+    "uncut l2": lambda size: PerturbationLpBall(2, 2 * size, None),
+    "box": lambda size: PerturbationBox(0.0, 1.0).scaled(size),
+}
+
+
+class Residual(nn.Module):
+    """A net whose last ReLU sees two layers."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(inputs, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x.flatten(1)).relu()
+        return self.third((self.second(y) + y).relu())
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)),
+    "cnn": lambda: nn.Sequential(
+        nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)
+    ),
+    "residual": lambda: Residual(9),
+}
+
+
+def drawn(name: str, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """(net, x (1, 1, 3, 3), its label)."""
+    torch.manual_seed(seed)
+    net = NETS[name]().eval()
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+        for parameter in net.parameters():
+            parameter.mul_(2)
+        x = torch.rand(1, 1, 3, 3)
+        return net, x, net(x).argmax(1)
+
+
+def start_of(net: nn.Module, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> Root:
+    bounded = bounded_module(net, tuple(x.shape[1:]))
+    with torch.no_grad():
+        region = perturbation.around(x)
+        bounded.compute_bounds(x=(region.bounded_tensor(),), method="IBP")
+        return root(affine_net(bounded), bounded, region, int(y), relu_boxes(bounded))
+
+
+@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("name", NETS)
+def test_the_graph_is_read_as_it_is(name: str, kind: str) -> None:
+    net, _, _ = drawn(name, 0)
+    bounded = bounded_module(net, (1, 3, 3))
+    points = torch.randn(20, 1, 3, 3)
+    bounded(points)
+    with torch.no_grad():
+        assert torch.allclose(
+            affine_net(bounded).forward(points.flatten(1).double())[-1].float(), net(points), atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("name", NETS)
+def test_gradients_are_those_of_differences(name: str, kind: str, split: bool) -> None:
+    net, x, y = drawn(name, 1)
+    start = start_of(net, x, y, SETS[kind](0.2))
+    dual, rows = Dual(start.exact, start.coupled), start.margins
+    duals = dual.start(rows)
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(-1, 2, duals.slopes.shape, generator=generator).double() if split else duals.slopes * 0
+    random = torch.rand(duals.slopes.shape, generator=generator, dtype=torch.float64)
+    duals = Duals(random, (random - 0.5) * signs.abs(), duals.multipliers, duals.budget)
+    for _ in range(20):  # multipliers near their best, where the bound is flat in them
+        found = dual.evaluate(rows, duals, Domain(signs))
+        duals = Duals(duals.slopes, duals.splits, found.multipliers, found.budget)
+    step = 1e-6
+    for kind_of, gradient in (("slopes", found.slopes), ("splits", found.splits)):
+        for index in range(duals.slopes.shape[1]):
+            moved = [Duals(**{k: getattr(duals, k).clone() for k in Duals.__dataclass_fields__}) for _ in range(2)]
+            getattr(moved[0], kind_of)[:, index] += step
+            getattr(moved[1], kind_of)[:, index] -= step
+            up, down = (dual.value(rows, one, Domain(signs)) for one in moved)
+            difference = (up - down) / (2 * step)
+            asked = torch.ones(len(rows), dtype=torch.bool) if kind_of == "slopes" else signs[:, index] != 0
+            tolerance = 2e-3 * float(gradient.abs().max()) + 1e-4
+            assert torch.allclose(difference[asked], gradient[asked, index], atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("name", NETS)
+def test_any_duals_give_bounds_of_any_subdomain(name: str, kind: str) -> None:
+    """Random duals, random splits: no point of the set and of the subdomain lies below the bound."""
+    for seed in range(5):
+        net, x, y = drawn(name, seed)
+        perturbation = SETS[kind](0.3)
+        start = start_of(net, x, y, perturbation)
+        generator = torch.Generator().manual_seed(seed)
+        region = perturbation.around(x.expand(2000, *x.shape[1:]))
+        points = region.sample(generator)
+        values = start.exact.net.forward(points.flatten(1).double())
+        signs_at = torch.cat(
+            [
+                value[:, layer.kept[: layer.unstable]].sign()
+                for value, layer in zip(values, start.exact.layers, strict=False)
+            ],
+            1,
+        )
+        margins = values[-1][:, int(y), None] - values[-1]
+        margins = margins[:, [j for j in range(margins.shape[1]) if j != int(y)]]
+        dual = Dual(start.exact, start.coupled)
+        count = dual.offsets[-1]
+        for trial in range(20):
+            index = torch.randint(len(start.margins), (1,), generator=generator)
+            rows = start.margins.select(index)
+            split = torch.rand(1, count, generator=generator) < 0.3
+            signs = torch.where(split, signs_at[trial], 0.0)
+            first = dual.start(rows)
+            duals = Duals(
+                torch.rand(1, count, generator=generator).double(),
+                torch.randn(1, count, generator=generator).double() * split,
+                first.multipliers * torch.rand(first.multipliers.shape, generator=generator).double() * 3 + 1e-9,
+                first.budget * 2 * float(torch.rand(1, generator=generator)) + 1e-9,
+            )
+            bound = certified(start.exact, rows, start.sizes[index], duals, Domain(signs), start.coupled, start.terms)
+            assert torch.allclose(bound, dual.value(rows, duals, Domain(signs)), atol=1e-6)
+            inside = ((signs == 0) | (signs == signs_at)).all(1)
+            assert bool((margins[inside, int(index)] >= bound - 1e-6).all())
+
+
+class Recording(_Search):
+    """Keeps the subdomains that were proved."""
+
+    leaves: list[tuple[int, Tensor]]
+
+    def _settle(self, classes: Tensor, signs: Tensor, value: Tensor, duals: Duals) -> Tensor:
+        left = super()._settle(classes, signs, value, duals)
+        done = torch.ones(len(classes), dtype=torch.bool)
+        done[left] = False
+        self.leaves += [(int(classes[i]), signs[i]) for i in done.nonzero().flatten()]
+        return left
+
+
+@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("name", NETS)
+def test_leaves_cover_the_set_once(name: str, kind: str) -> None:
+    proved = 0
+    for seed in range(12):
+        net, x, y = drawn(name, seed)
+        perturbation = SETS[kind](0.25)
+        start = start_of(net, x, y, perturbation)
+        search = Recording(start, Limits(20.0, 5000), lambda *_: False)
+        search.leaves = []
+        found = search.run()
+        if not found.proved:
+            continue
+        proved += 1
+        points = perturbation.around(x.expand(500, *x.shape[1:])).sample(torch.Generator().manual_seed(seed))
+        values = start.exact.net.forward(points.flatten(1).double())
+        signs_at = torch.cat(
+            [
+                value[:, layer.kept[: layer.unstable]].sign()
+                for value, layer in zip(values, start.exact.layers, strict=False)
+            ],
+            1,
+        )
+        for index in range(len(start.margins)):
+            inside = sum(
+                ((signs == 0) | (signs == signs_at)).all(1).long() for one, signs in search.leaves if one == index
+            )
+            assert bool((torch.as_tensor(inside) == 1).all())
+    assert proved > 0
+
+
+def smallest_margin(net: nn.Module, x: Tensor, y: int, lower: np.ndarray, upper: np.ndarray) -> float:
+    """The exact minimum over a box, by a linear programme per activation pattern and class."""
+    bounded = bounded_module(net, tuple(x.shape[1:]))
+    bounded(x)
+    affine = affine_net(bounded)
+    sizes = [len(bias) for bias in affine.biases[:-1]]
+    least = math.inf
+    for pattern in itertools.product((0, 1), repeat=sum(sizes)):
+        outputs = [(np.eye(len(lower)), np.zeros(len(lower)))]
+        rows, ends, start = [], [], 0
+        for k, size in enumerate(sizes):
+            w = sum(weight.numpy() @ outputs[j][0] for j, weight in affine.weights[k].items())
+            b = (
+                sum(weight.numpy() @ outputs[j][1] for j, weight in affine.weights[k].items())
+                + affine.biases[k].numpy()
+            )
+            on = np.array(pattern[start : start + size], dtype=float)
+            start += size
+            rows.append((1 - 2 * on)[:, None] * w)
+            ends.append(-(1 - 2 * on) * b)
+            outputs.append((on[:, None] * w, on * b))
+        w = sum(weight.numpy() @ outputs[j][0] for j, weight in affine.weights[-1].items())
+        b = sum(weight.numpy() @ outputs[j][1] for j, weight in affine.weights[-1].items()) + affine.biases[-1].numpy()
+        for j in range(len(b)):
+            if j != y:
+                found = linprog(
+                    w[y] - w[j], np.concatenate(rows), np.concatenate(ends), bounds=list(zip(lower, upper, strict=True))
+                )
+                if found.status == 0:
+                    least = min(least, found.fun + b[y] - b[j])
+    return least
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_it_agrees_with_exhaustive_enumeration(seed: int) -> None:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3)).eval()
+    x = torch.rand(1, 4)
+    y = net(x).argmax(1)
+    ball = PerturbationLpBall(math.inf, 0.3)
+    lower, upper = (end[0].double().numpy() for end in ball.box(x))
+    least = smallest_margin(net, x, int(y), lower, upper)
+    for by in (1e-3, -1e-3):  # only just robust, and only just not
+        with torch.no_grad():
+            net[-1].bias[y] -= least - by
+        least = by
+        verdict = Certifier(net, (4,), [BranchAndBound(seconds=30)]).decide(x, y, ball)[0][0]
+        assert verdict.status == ("proved" if by > 0 else "falsified"), by
