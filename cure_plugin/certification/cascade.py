@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from cure_plugin.bounds.margins import LayerBounds
 from cure_plugin.certification.attack import Attack
 from cure_plugin.certification.bound_methods import AlphaCrown, Coupled, Crown, CrownIbpBound, IbpBound
+from cure_plugin.certification.bounder import Bounder
+from cure_plugin.certification.branch_and_bound import BranchAndBound
 from cure_plugin.certification.method import METHODS, Method, Work
 from cure_plugin.certification.splitting import Splitting
 from cure_plugin.certification.verdict import Progress
@@ -25,8 +27,9 @@ CASCADE: tuple[Method, ...] = (
     CrownIbpBound(),
     Crown(),
     Coupled(),
-    AlphaCrown(),
+    BranchAndBound(),
     Splitting(),
+    AlphaCrown(),
 )
 """What is tried unless something else is asked for: cheap bounds, then the attack, then ever costlier bounds."""
 
@@ -43,11 +46,20 @@ class _Known:
         return self.layers.select(torch.searchsorted(self.index, left))
 
 
-def applicable(methods: Sequence[Method], perturbation: PerturbationSet) -> list[Method]:
-    """Those of the ``methods`` that are worth trying on ``perturbation``, in their order."""
-    fitting = [method for method in methods if method.applies_to(perturbation)]
-    superseded = {name for method in fitting for name in method.supersedes}
-    return [method for method in fitting if method.name not in superseded]
+def applicable(
+    methods: Sequence[Method], perturbation: PerturbationSet, bounder: Bounder | None = None
+) -> Iterator[Method]:
+    """Those of the ``methods`` that are worth trying on ``perturbation``, each asked when it is its turn.
+
+    Args:
+        bounder: whose net they must be able to read; default: any.
+    """
+    superseded: set[str] = set()
+    for method in methods:
+        fits = method.name not in superseded and method.applies_to(perturbation)
+        if fits and (bounder is None or method.reads(bounder)):
+            superseded.update(method.supersedes)
+            yield method
 
 
 def run(methods: Sequence[Method], work: Work, progress: Progress) -> None:
@@ -57,16 +69,18 @@ def run(methods: Sequence[Method], work: Work, progress: Progress) -> None:
         progress: of the images of ``work``; takes what the methods find.
     """
     known: _Known | None = None
-    able = [method for method in methods if method.reads(work.bounder)]
-    for method in applicable(able, work.perturbation):
-        left = progress.left()
-        if left.numel() == 0:
-            return
+    left = progress.left()
+    if left.numel() == 0:
+        return
+    for method in applicable(methods, work.perturbation, work.bounder):
         started = time.perf_counter()
         found = method.run(replace(work.select(left), known=known.of(left) if known else None))
         known = _Known(left, found.layers) if found.layers else known
         progress.take(left, method, found)
         progress.spend(left, time.perf_counter() - started)
+        left = progress.left()
+        if left.numel() == 0:
+            return
 
 
 def read_methods(methods: Any) -> tuple[Method, ...]:

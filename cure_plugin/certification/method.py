@@ -86,7 +86,7 @@ class Method(ABC):
 
     Attributes:
         proves: whether it can prove anything (attacks cannot).
-        supersedes: names of methods that are not tried where this one is.
+        supersedes: names of methods that are not tried after this one.
     """
 
     proves: ClassVar[bool] = True
@@ -110,7 +110,7 @@ class Method(ABC):
         return True
 
     def reads(self, bounder: Bounder) -> bool:
-        """Whether it can work on that net."""
+        """Whether it can work on that net; asked when it is its turn."""
         return True
 
 

@@ -17,32 +17,41 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cure_plugin.certification import (
     AlphaCrown,
     Attack,
+    BranchAndBound,
     Certifier,
     Crown,
     CrownIbpBound,
     IbpBound,
+    Method,
     Verdict,
 )
 from cure_plugin.errors import DataError
 from cure_plugin.export.command import run_command
 from cure_plugin.export.onnx_reader import read_asked
 from cure_plugin.export.search import RUNTIME_SHARE, Search
-from cure_plugin.sets import PerturbationLpBall
+from cure_plugin.sets import PerturbationBox
 from cure_plugin.vnncomp.query import Case, Query
 from cure_plugin.vnncomp.replay import INPUT_TOLERANCE, Answer, Network, fault_of
+
+_LEAST_SECONDS = 0.1
+"""Of branch and bound on a box."""
 
 _FEW = 20
 """Inputs, up to which boxes are split where the certifier leaves open whether a class wins."""
 
-_METHODS = (IbpBound(), Attack(restarts=10), CrownIbpBound(), Crown(), AlphaCrown())
-"""Those that take any box; many restarts, as boxes of few parameters hold many local optima."""
+_STAGES = ("IBP", "CROWN-IBP", "CROWN", "branch-and-bound", "alpha-CROWN")
+"""What proves, the cheapest first."""
 
-_STAGES = tuple(method.name for method in _METHODS if method.proves)
+
+def _methods(seconds: float) -> tuple[Method, ...]:
+    """Those that take any box; many restarts, as boxes of few parameters hold many local optima."""
+    split = BranchAndBound(seconds=max(seconds, _LEAST_SECONDS))
+    return IbpBound(), Attack(restarts=10), CrownIbpBound(), Crown(), split, AlphaCrown()
 
 
 @dataclass(frozen=True)
@@ -73,8 +82,8 @@ def decide_query(
 
     Args:
         net: (B, *input_shape) to (B, outputs).
-        timeout: seconds for the splitting of boxes; whether one class wins all over some boxes is bounded before, which
-            takes what it takes.
+        timeout: seconds for branch and bound, shared by the boxes, and for the splitting of boxes; other bounds take
+            what they take.
         confirm: whether a flattened input (d,) is a counterexample; default: whether the net in float64 says so.
 
     Raises:
@@ -93,7 +102,7 @@ def decide_query(
     labels = {_label(query, case) for case in cases}
     label = labels.pop()
     if label is not None and not labels:
-        decided = _decide_class(net, input_shape, cases, label)
+        decided = _decide_class(net, input_shape, cases, label, timeout)
         if decided.verdict != "unknown" or query.inputs > _FEW:
             return decided
 
@@ -107,10 +116,12 @@ def decide_query(
     return Decision(found.verdict, "search", found.margin, found.point)
 
 
-def _decide_class(net: nn.Module, input_shape: tuple[int, ...], cases: Sequence[Case], label: int) -> Decision:
+def _decide_class(
+    net: nn.Module, input_shape: tuple[int, ...], cases: Sequence[Case], label: int, timeout: float
+) -> Decision:
     """Whether class ``label`` wins all over the boxes, by the certifier."""
     hardest = Decision("robust", _STAGES[0], math.inf)
-    certifier = Certifier(net, input_shape, _METHODS)
+    certifier = Certifier(net, input_shape, _methods(timeout / len(cases)))
     for start in range(0, len(cases), certifier.batch_size):
         some = cases[start : start + certifier.batch_size]
         lower, upper = (
@@ -118,8 +129,7 @@ def _decide_class(net: nn.Module, input_shape: tuple[int, ...], cases: Sequence[
             for end in ("lower", "upper")
         )
         middle = torch.minimum(torch.maximum((lower + upper) / 2, lower), upper)
-        reach = torch.maximum(middle - lower, upper - middle).flatten(1).amax(1) * (1 + 1e-9)
-        boxes = _Boxes(math.inf, reach, (lower, upper))
+        boxes = PerturbationBox(lower, upper)
         labels = torch.full((len(some),), label)
         verdicts, points = certifier.decide(middle, labels, boxes, torch.Generator().manual_seed(start))
         with torch.no_grad():
@@ -129,22 +139,6 @@ def _decide_class(net: nn.Module, input_shape: tuple[int, ...], cases: Sequence[
                 return Decision("violated", verdict.stage, verdict.margin, point.flatten().float().double().numpy())
             hardest = _harder(hardest, verdict if verdict.margin > least else replace(verdict, status="undecided"))
     return hardest
-
-
-class _Boxes(PerturbationLpBall):
-    """A box per sample: a ball that reaches all of it, cut with it; attacks move by shares of each side."""
-
-    def ascend(self, x: Tensor, variable: Tensor, gradient: Tensor, step: float) -> Tensor:
-        lower, upper = self._ends()
-        return torch.clamp(variable + step * (upper - lower) / 2 * gradient.sign(), lower, upper)
-
-    def select(self, x: Tensor, index: Tensor) -> _Boxes:
-        lower, upper = self._ends()
-        return _Boxes(self.p, torch.as_tensor(self.eps)[index], (lower[index], upper[index]))
-
-    def _ends(self) -> tuple[Tensor, Tensor]:
-        lower, upper = self.domain or (0.0, 0.0)
-        return torch.as_tensor(lower), torch.as_tensor(upper)
 
 
 def _harder(so_far: Decision, verdict: Verdict) -> Decision:

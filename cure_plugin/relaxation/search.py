@@ -24,7 +24,7 @@ _ROOT = Ascent(50)
 _NODE = Ascent(10)
 _LEAF = Ascent(400, decay=0.99)
 
-_CLOSE = 1e-5
+_CLOSE = 2e-5
 """Of the largest logit term: how far above 0 the working precision's bounds must be before float64 is asked."""
 
 
