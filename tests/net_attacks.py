@@ -14,8 +14,28 @@ from torch import Tensor, nn
 from cure_plugin import PerturbationGeometric, PerturbationLpBall, PerturbationPatch, PerturbationSet, PerturbationUnion
 from cure_plugin.attacks import Pgd, pgd, worst_margin_loss
 from cure_plugin.bounds.module import bounded_module, default_dtype
-from cure_plugin.certification import Certifier
+from cure_plugin.certification import (
+    AlphaCrown,
+    BranchAndBound,
+    Certifier,
+    Coupled,
+    Crown,
+    CrownIbpBound,
+    IbpBound,
+    Splitting,
+)
 from cure_plugin.errors import SpecError
+
+QUICK = (
+    IbpBound(),
+    CrownIbpBound(),
+    Crown(),
+    Coupled(),
+    BranchAndBound(seconds=60, nodes=400),
+    Splitting(pieces=40),
+    AlphaCrown(iterations=4),
+)
+"""All that proves, with little work: of splits as much as shows whether they are sound."""
 
 METHODS = ("IBP", "CROWN-IBP", "CROWN", "coupled", "alpha-CROWN")
 
@@ -71,7 +91,7 @@ def crossings(drawn: Drawn, names: Sequence[str] = (), methods: Sequence[str] = 
     exact, wide = copy.deepcopy(net).double(), x.double()
     with default_dtype(drawn.dtype):
         bounded = bounded_module(net, drawn.shape)
-    certifier = Certifier(net, drawn.shape, alpha_iterations=4)
+    certifier = Certifier(net, drawn.shape, QUICK)
     with torch.no_grad():
         y = net(x).argmax(1)
     sets = sets_for(drawn.shape, drawn.seed)
@@ -140,7 +160,7 @@ def wrongly_proved(drawn: Drawn, name: str, by: float) -> str:
     """
     perturbation = sets_for(drawn.shape, drawn.seed)[name]
     net, x, y = lost(drawn, perturbation, by)
-    certifier = Certifier(net, drawn.shape, alpha_iterations=4, pieces=40)
+    certifier = Certifier(net, drawn.shape, QUICK)
     return f"{name}: proved, though a point loses by {by:.3g}" if bool(certifier.proved(x, y, perturbation)) else ""
 
 
@@ -155,7 +175,7 @@ def broken_proof(drawn: Drawn, name: str, steps: int = 60) -> str:
     with torch.no_grad():
         y = net(x).argmax(1)
     last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
-    certifier = Certifier(net, drawn.shape, alpha_iterations=4, pieces=40)
+    certifier = Certifier(net, drawn.shape, QUICK)
     method = "coupled" if perturbation.shared_budget else "CROWN"
     lower = float(certifier.lower_bound(x, y, perturbation, method))
     for by in (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1):

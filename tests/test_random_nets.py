@@ -36,11 +36,11 @@ def attack(drawn: Drawn, every: int = 1) -> None:
     assert not broken, f"{lines}\n{drawn.script()}\nsets: net_attacks.sets_for({drawn.shape}, {drawn.seed})"
 
 
-def lose(drawn: Drawn, by: float) -> None:
-    """One set of every net, in turn."""
+def lose(drawn: Drawn, by: float, name: str = "") -> None:
+    """The set of that name, or one of every net, in turn."""
     names = list(sets_for(drawn.shape, drawn.seed))
     try:
-        wrong = wrongly_proved(drawn, names[drawn.seed % len(names)], by)
+        wrong = wrongly_proved(drawn, name or names[drawn.seed % len(names)], by)
     except SpecError:
         return
     assert not wrong, f"{wrong}\n{drawn.script()}"
@@ -93,6 +93,14 @@ def test_no_bound_is_broken_of_a_thousand_nets(first: int) -> None:
 def test_two_hundred_nets_that_just_lose_are_not_proved(first: int, by: float) -> None:
     for drawn in nets(4000 + first, 20):
         lose(drawn, by)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("first", range(0, 300, 20))
+def test_three_hundred_nets_that_just_lose_are_not_proved_by_splits(first: int, name: str) -> None:
+    for drawn in nets(7000 + first, 20):
+        lose(drawn, 1e-4, name)
 
 
 @pytest.mark.slow
