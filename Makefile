@@ -8,7 +8,7 @@ LIRPA ?= auto_LiRPA==0.3
 # Of the tests, of one torch thread each (tests/conftest.py).
 WORKERS ?= -n auto --dist worksteal
 
-.PHONY: setup demo test test-slow mutations bench-sets bench-certify bench-training reproduce roots lint clean
+.PHONY: setup demo test test-slow mutations bench-sets bench-certify bench-third-party bench-training reproduce roots lint clean
 
 setup: $(READY)
 
@@ -41,6 +41,10 @@ bench-certify: $(READY)
 	$(BIN)/python benchmarks/bench_certify.py coupled --record $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/bench_certify.py loop --record $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/bench_splitting.py --record $(if $(DATA),--data $(DATA))
+
+# Nets of other papers beside their published figures; NETS=folder with nets.json.
+bench-third-party: $(READY)
+	$(BIN)/python benchmarks/bench_third_party.py --nets $(NETS) --record $(if $(DATA),--data $(DATA))
 
 # A training step over its floor; what training carries over to unseen sets.
 bench-training: $(READY)

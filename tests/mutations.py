@@ -43,6 +43,10 @@ def _row(name: str, old: str, new: str) -> Mutation:
     return Mutation(name, "bounds/operators.py", old, new)
 
 
+def _branching(name: str, file: str, old: str, new: str) -> Mutation:
+    return Mutation(name, f"relaxation/{file}.py", old, new, ("branch_and_bound",))
+
+
 MUTATIONS = (
     _row("oblong maps in patches mode", "return same and square and node.groups == 1", "return node.groups == 1"),
     _row("views between layers in patches mode", '"view between layers", MATRIX', '"view between layers", PATCHES'),
@@ -106,6 +110,34 @@ MUTATIONS = (
         "if False:",
         ("data_dependent",),
     ),
+    _branching(
+        "a radius too small",
+        "recheck",
+        "multiplier / 2 * layer.radius**2, size",
+        "multiplier / 2 * (0.9 * layer.radius) ** 2, size",
+    ),
+    _branching("a box too narrow", "recheck", "rest * upper).clamp(max=0)", "rest * upper * 0.9).clamp(max=0)"),
+    _branching("a parabola too steep", "recheck", "-g * inactive + m / 2 *", "-g * inactive + m *"),
+    _branching("a bias forgotten", "recheck", "value += h + passed @ layer.bias", "value += h"),
+    _branching(
+        "the split side swapped",
+        "dual",
+        "layer.lower * (1 - signs.clamp(min=0))",
+        "layer.lower * (1 + signs.clamp(max=0))",
+    ),
+    _branching("one child only", "search", "-torch.ones(len(classes))])\n", "torch.ones(len(classes))])\n"),
+    _branching(
+        "boxes without rounding", "root", "slack = growth(terms, region.x.dtype) * size", "slack = -1e-2 * size"
+    ),
+    _branching("active neurons dropped", "reduced", "kept = torch.cat([unstable, active])", "kept = unstable"),
+    _branching(
+        "a budget too small",
+        "inputs",
+        "(point.square().sum(1) - self.eps**2)",
+        "(point.square().sum(1) - 0.9 * self.eps**2)",
+    ),
+    _branching("a price for nothing", "inputs", "- price.squeeze(1) * self.eps", "+ price.squeeze(1) * self.eps"),
+    _branching("working precision as proof", "search", "proved = bound > 0", "proved = value[done] > -1"),
 )
 
 
