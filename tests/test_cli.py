@@ -105,6 +105,7 @@ def test_train_again_reuses(trained: Path, capsys: pytest.CaptureFixture[str]) -
         (["certify", "MODEL", "l3=1", "--out", "OUT"], "unknown set 'l3'"),
         (["certify", "MODEL", "linf=0.1", "--on", "cifar10", "--data", "OUT/none", "--out", "OUT"], "does not exist"),
         (["certify", "MODEL", "linf=0.1", "--images", "0", "--out", "OUT"], "choose 1 to 1000"),
+        (["certify", "MODEL", "linf=0.1", "--timeout", "-1", "--out", "OUT"], "seconds must be finite and > 0, got -1"),
         (["certify", "MODEL", "linf=0.1", "--methods", "CRWN", "--out", "OUT"], "unknown method"),
         (["certify", "CORRUPT.onnx", "linf=0.1", "--out", "OUT"], "cannot read ONNX file"),
         (["certify", "SMALL.onnx", "linf=0.1", "--out", "OUT"], "takes inputs of shape (1, 8, 8)"),

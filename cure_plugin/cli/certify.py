@@ -7,7 +7,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from cure_plugin.certification import Certifier, certify_dataset, summarize
+from cure_plugin.certification import BranchAndBound, Certifier, certify_dataset, summarize
 from cure_plugin.certification.curves import certified_curves
 from cure_plugin.cli.options import CURVE_FACTORS, load_model, read_set_options, settings_line
 from cure_plugin.datasets import load_data
@@ -26,7 +26,9 @@ def certify(options: argparse.Namespace) -> None:
     net, shape = load_model(options.model, named)
     if tuple(shape) != data.shape:
         raise SpecError(f"{options.model} takes inputs of shape {tuple(shape)}, {options.on} has {data.shape}")
-    certifier = Certifier(net.double() if options.float64 else net, shape, options.methods.split(","))
+    split = BranchAndBound(options.timeout)
+    methods = [split if name == split.name else name for name in options.methods.split(",")]
+    certifier = Certifier(net.double() if options.float64 else net, shape, methods)
     make_folder(options.out)
     records = certify_dataset(certifier, data, specs, options.out / "results.jsonl", progress=True)
     name = options.model.stem

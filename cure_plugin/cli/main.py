@@ -145,6 +145,9 @@ def _parser() -> argparse.ArgumentParser:
         default=",".join(method.name for method in CASCADE),
         help=f"of {', '.join(METHODS)}; comma-separated",
     )
+    command.add_argument(
+        "--timeout", type=float, default=15, metavar="SECONDS", help="of branch and bound, seconds per image and set"
+    )
     command.add_argument("--float64", action="store_true", help="bound in double precision")
     command.add_argument("--curves", action="store_true", help="plot also 0 to 2 times each set's size; takes longer")
     _add_out(command, "folder for results.jsonl and .csv, summary.json and reports")
