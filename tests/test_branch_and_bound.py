@@ -13,9 +13,9 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from cure_plugin import PerturbationBox, PerturbationLpBall, PerturbationSet
-from cure_plugin.bounds.margins import relu_boxes
+from cure_plugin.bounds.margins import LayerBounds, relu_boxes
 from cure_plugin.bounds.module import bounded_module
-from cure_plugin.certification import BranchAndBound, Certifier
+from cure_plugin.certification import BranchAndBound, Certifier, Work, branch_and_bound
 from cure_plugin.relaxation.affine import affine_net
 from cure_plugin.relaxation.dual import Domain, Dual, Duals
 from cure_plugin.relaxation.recheck import certified
@@ -249,3 +249,33 @@ def test_it_agrees_with_exhaustive_enumeration(seed: int) -> None:
         least = by
         verdict = Certifier(net, (4,), [BranchAndBound(seconds=30)]).decide(x, y, ball)[0][0]
         assert verdict.status == ("proved" if by > 0 else "falsified"), by
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_a_tie_is_no_proof(kind: str) -> None:
+    """Margins of exactly 0, whether a neuron is unstable or none is."""
+    x = torch.rand(1, 4)
+    for bias in (0.0, 100.0):
+        net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+        with torch.no_grad():
+            net[0].bias += bias
+            net[2].weight[1] = net[2].weight[0]
+            net[2].bias[1] = net[2].bias[0]
+        for y in (0, 1):
+            label = torch.tensor([y])
+            assert not bool(Certifier(net, (4,), [BranchAndBound()]).proved(x, label, SETS[kind](0.1)))
+
+
+def test_bounds_that_are_not_finite_are_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x, y = drawn("mlp", 0)
+    certifier = Certifier(net, (1, 3, 3), [BranchAndBound()])
+    honest = branch_and_bound._known
+
+    def broken(one: Work) -> LayerBounds:
+        known = honest(one)
+        for low, _ in known.boxes.values():
+            low[0, 0] = math.nan
+        return known
+
+    monkeypatch.setattr(branch_and_bound, "_known", broken)
+    assert not bool(certifier.proved(x, y, PerturbationLpBall(math.inf, 1e-6)))

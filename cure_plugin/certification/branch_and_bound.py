@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from cure_plugin.bounds.margins import LayerBounds, NodeBox, crown_bounds, lower
 from cure_plugin.certification.bounder import Bounder
 from cure_plugin.certification.method import METHODS, Found, Method, Work
 from cure_plugin.checks import check_count, check_number
+from cure_plugin.errors import SpecError
 from cure_plugin.relaxation.root import root
 from cure_plugin.relaxation.search import Limits, Searched, search
 from cure_plugin.sets import PerturbationBox, PerturbationLpBall, PerturbationSet
@@ -70,10 +72,13 @@ class BranchAndBound(Method):
     def _search(self, one: Work) -> tuple[Searched, Tensor | None]:
         """(what the search finds of a single image, a counterexample (*input) if it met one)."""
         bounder, affine = one.bounder, one.bounder.affine()
-        if affine is None:
+        started = time.monotonic()
+        try:
+            assert affine is not None  # see reads
+            boxes = {**_intervals(one), **_known(one).boxes}
+            start = root(affine, bounder.bounded, one.region, int(one.y), boxes)
+        except SpecError:  # nothing that could be split is known of it
             return Searched(False, math.nan, 0, 0), None
-        boxes = {**_intervals(one), **_known(one).boxes}
-        start = root(affine, bounder.bounded, one.region, int(one.y), boxes)
         reached: list[Tensor] = []
 
         def is_counterexample(inputs: Tensor, closely: bool) -> bool:
@@ -93,7 +98,8 @@ class BranchAndBound(Method):
                     points = region.ascend(points.detach(), gradient, 0.2 * 0.9**step)
             return False
 
-        found = search(start, Limits(self.seconds, self.nodes, self.batch), is_counterexample)
+        left = self.seconds - (time.monotonic() - started)
+        found = search(start, Limits(left, self.nodes, self.batch), is_counterexample)
         return found, reached[-1] if reached else None
 
 

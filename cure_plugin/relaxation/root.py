@@ -31,6 +31,9 @@ _STEPS = 20
 _NORM_SIDE = 1200
 """Rows or columns up to which a matrix's norm is computed exactly."""
 
+_ROUNDED = 1.01
+"""Sizes are sums of absolute values in the net's own precision."""
+
 WORKING = torch.float32
 """Of the search; proofs rest on float64."""
 
@@ -60,7 +63,8 @@ def root(affine: AffineNet, bounded: BoundedModule, region: Region, y: int, boxe
         boxes: bounds of the ReLUs' inputs, (1, *shape), as computed in that dtype.
 
     Raises:
-        SpecError: a set that is neither an lp ball nor a box, or a node whose rounding has no rule.
+        SpecError: a set that is neither an lp ball nor a box, a node whose rounding has no rule, or bounds that are not
+            finite.
     """
     start = input_set(region)
     sizes = node_sizes(bounded, region.x, region.perturbation, dict(boxes))
@@ -72,21 +76,24 @@ def root(affine: AffineNet, bounded: BoundedModule, region: Region, y: int, boxe
     clean = [value[0] for value in affine.forward(start.x[None])]
     reach = [_Reach(*(float(radius.double()) * (1 + 1e-6) for radius in region.radii))]
     for k, name in enumerate(affine.names, 1):
-        size = sizes[name][0].flatten().double()
+        size = sizes[name][0].flatten().double() * _ROUNDED
         slack = growth(terms, region.x.dtype) * size
         lower, upper = (end[0].flatten().double() for end in boxes[name])
         lower, upper = torch.minimum(lower - slack, clean[k - 1]), torch.maximum(upper + slack, clean[k - 1])
+        if not bool(lower.isfinite().all() and upper.isfinite().all()):
+            raise SpecError(f"bounds of node {name} are not finite")
         if k > 1:
             lower, upper = _tightened(net, k, lower, upper, size, coupled, terms)
         radius, passed = _radii(net, k, lower, upper, clean[k - 1], reach) if coupled else (math.inf, reach[0])
         reach.append(passed)
+        radius += growth(terms, torch.float64) * float(size.norm())  # of the clean values
         net.add(lower, upper, clean[k - 1], radius, size)
     rows = net.rows(len(affine.names) + 1)
     others = torch.tensor([j for j in range(len(rows)) if j != y])
     margins = Rows(
         {j: weight[y] - weight[others] for j, weight in rows.weights.items()}, rows.bias[y] - rows.bias[others]
     )
-    final = sizes[bounded.final_node().name][0].double()
+    final = sizes[bounded.final_node().name][0].double() * _ROUNDED
     return Root(net, net.to(WORKING), margins, final[y] + final[others], coupled, terms)
 
 
@@ -118,7 +125,7 @@ def _through(matrix: Tensor, reach: _Reach) -> float:
     """l2 radius behind a matrix."""
     if matrix.numel() == 0:
         return 0.0
-    by_l1 = float(matrix.norm(dim=0).max()) * (1 + 1e-9) * reach.l1
+    by_l1 = float(matrix.norm(dim=0).max()) * (1 + 1e-9) * reach.l1 if reach.l1 < math.inf else math.inf
     small = min(matrix.shape) <= _NORM_SIDE
     spectral = matrix_norm(matrix) if small else float(matrix.norm()) * (1 + 1e-9)
     return min(by_l1, spectral * reach.l2)

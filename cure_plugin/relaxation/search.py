@@ -92,10 +92,10 @@ class _Search:
         open_ = self._settle(classes, everything, best.value, best.duals)
         if best.last is not None and len(open_):
             self._look(best.last)
-        if len(open_) == 0 or self.refuted:
-            return self._result(0.0)
-        if self.count == 0:
-            return self._result(float(best.value[open_].min()))
+        if len(open_) == 0:
+            return self._proved()
+        if self.refuted or self.count == 0:
+            return self._open(float(best.value[open_].min()))
         last = best.last if best.last is not None else self.dual.evaluate(self.rows, best.duals, None)
         left = best.left if best.last is not None else classes
         self.scale = _usual(last.coefficients, self.dual)
@@ -109,11 +109,11 @@ class _Search:
         )
         while len(pool):
             if time.monotonic() > self.deadline or self.nodes >= self.limits.nodes or pool.full():
-                return self._result(pool.worst())
+                return self._open(pool.worst())
             outcome = self._step(pool)
             if outcome is not None:
                 return outcome
-        return self._result(0.0)
+        return self._proved()
 
     def _step(self, pool: _Pool) -> Searched | None:
         """Split the worst subdomains; what ends the search, if anything does."""
@@ -146,7 +146,7 @@ class _Search:
             if len(stuck):
                 if closed.last is not None:
                     self._look(closed.last, closely=True)
-                return self._result(float(closed.value[stuck].min()))
+                return self._open(float(closed.value[stuck].min()))
             open_ = open_[(signs[open_] == 0).any(1)]
         if len(open_) == 0:
             return None
@@ -160,7 +160,7 @@ class _Search:
             chosen = torch.arange(len(open_))
         self._look(last)
         if self.refuted:
-            return self._result(0.0)
+            return self._open(float(value[open_].min()))
         found = self._candidates(last, chosen, domain_open)
         pool.push(classes[open_], signs[open_], value[open_], best.duals.select(open_), found)
         return None
@@ -244,10 +244,12 @@ class _Search:
         score = (low.clamp(max=self.target) + 0.3 * high.clamp(max=self.target)).masked_fill(taken, -torch.inf)
         return candidates.gather(1, score.argmax(1, keepdim=True)).squeeze(1)
 
-    def _result(self, worst: float) -> Searched:
-        proved = worst == 0.0 and not self.refuted
-        margin = self.proved_least if proved else min(worst, self.proved_least)
-        return Searched(proved, margin, self.nodes, self.depth)
+    def _proved(self) -> Searched:
+        return Searched(True, self.proved_least, self.nodes, self.depth)
+
+    def _open(self, worst: float) -> Searched:
+        """``worst``: the smallest bound of what is left, in the working precision."""
+        return Searched(False, min(worst, self.proved_least), self.nodes, self.depth)
 
 
 def _usual(coefficients: Tensor, dual: Dual) -> Tensor:
@@ -280,7 +282,7 @@ class _Pool:
 
     def worst(self) -> float:
         """The smallest bound."""
-        return min(self._heap[0][0], -1e-300)
+        return self._heap[0][0]
 
     def push(self, classes: Tensor, signs: Tensor, bounds: Tensor, duals: Duals, candidates: Tensor) -> None:
         values: dict[str, Tensor] = {"classes": classes, "signs": signs, "bounds": bounds, "candidates": candidates}
