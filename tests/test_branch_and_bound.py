@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -279,3 +280,23 @@ def test_bounds_that_are_not_finite_are_no_start(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(branch_and_bound, "_known", broken)
     assert not bool(certifier.proved(x, y, PerturbationLpBall(math.inf, 1e-6)))
+
+
+def test_what_float32_takes_for_a_proof_is_none() -> None:
+    """Logits of size 1 made of terms of size 1e7: float32's bounds are off by more than the margins."""
+    ball, asked = PerturbationLpBall(math.inf, 1e-5), 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        first, last = nn.Linear(16, 64), nn.Linear(64, 2)
+        with torch.no_grad():
+            first.bias.fill_(3e6)
+            last.weight[0] -= last.weight[0].mean()
+            last.weight[1] = 0
+            last.bias.zero_()
+        net, x, y = nn.Sequential(first, nn.ReLU(), last).eval(), torch.rand(1, 16), torch.tensor([0])
+        with torch.no_grad():
+            exact = float(copy.deepcopy(net).double()(x.double())[0, 0])
+        if exact < 0:
+            asked += 1
+            assert not bool(Certifier(net, (16,), [BranchAndBound(nodes=20)]).proved(x, y, ball))
+    assert asked > 5
