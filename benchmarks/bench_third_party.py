@@ -145,7 +145,11 @@ def main() -> int:
         print(json.dumps(row))
     if options.record:
         command = " ".join(["python benchmarks/bench_third_party.py", *options.names, "--nets FOLDER --record"])
-        print(record_rows("third_party", command, {"rows": rows}, ("net", "set", "images")))
+        print(
+            record_rows(
+                "third_party", command, {"rows": rows, "threads": torch.get_num_threads()}, ("net", "set", "images")
+            )
+        )
     return 0
 
 

@@ -271,6 +271,24 @@ def training_step_table() -> str:
     return "\n".join(lines)
 
 
+def third_party_table() -> str:
+    """The figures of bench_third_party.py as a Markdown table."""
+    entry = read_entry(RESULTS / "third_party.json")
+    lines = [
+        "| net | set | images | proved, % | falsified, % | open, % | published, % proved | s an image (longest) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in entry.figures["rows"]:
+        shares = [f"{100 * row[key] / row['images']:.1f}" for key in ("proved", "falsified", "open")]
+        published = f"{row['published']} ({row['published_by']})" if row["published"] else "-"
+        seconds = f"{row['seconds']:.1f} ({row['longest']:.0f})"
+        cells = [row["net"], row["set"], str(row["images"]), *shares, published, seconds]
+        lines.append(f"| {' | '.join(cells)} |")
+    limit = entry.figures["rows"][0]["limit"]
+    lines += ["", f"At most {limit:.0f} s of branch and bound an image; {shown_origin(entry)}."]
+    return "\n".join(lines)
+
+
 def shown_origin(entry: Entry) -> str:
     """Where and how a result was measured."""
     threads = entry.figures["threads"]
@@ -295,6 +313,7 @@ TABLES = {
     "certify": certify_table,
     "loop": loop_table,
     "splitting": splitting_table,
+    "third-party": third_party_table,
     "reproduce": reproduce_tables,
     "generalization": generalization_tables,
     "training-step": training_step_table,

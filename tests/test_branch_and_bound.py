@@ -14,9 +14,9 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from cure_plugin import PerturbationBox, PerturbationLpBall, PerturbationSet
-from cure_plugin.bounds.margins import LayerBounds, relu_boxes
+from cure_plugin.bounds.margins import relu_boxes
 from cure_plugin.bounds.module import bounded_module
-from cure_plugin.certification import BranchAndBound, Certifier, Work, branch_and_bound
+from cure_plugin.certification import BranchAndBound, Certifier
 from cure_plugin.relaxation.affine import affine_net
 from cure_plugin.relaxation.dual import Domain, Dual, Duals
 from cure_plugin.relaxation.recheck import certified
@@ -68,12 +68,18 @@ def drawn(name: str, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
         return net, x, net(x).argmax(1)
 
 
-def start_of(net: nn.Module, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> Root:
+def start_of(
+    net: nn.Module, x: Tensor, y: Tensor, perturbation: PerturbationSet, hint: tuple[float, float] | None = None
+) -> Root:
+    """``hint``: what is said of every neuron; default: what IBP says."""
     bounded = bounded_module(net, tuple(x.shape[1:]))
     with torch.no_grad():
         region = perturbation.around(x)
         bounded.compute_bounds(x=(region.bounded_tensor(),), method="IBP")
-        return root(affine_net(bounded), bounded, region, int(y), relu_boxes(bounded))
+        hints = relu_boxes(bounded)
+        if hint is not None:
+            hints = {node: (low * 0 + hint[0], high * 0 + hint[1]) for node, (low, high) in hints.items()}
+        return root(affine_net(bounded), bounded, region, int(y), hints)
 
 
 @pytest.mark.parametrize("kind", SETS)
@@ -267,19 +273,23 @@ def test_a_tie_is_no_proof(kind: str) -> None:
             assert not bool(Certifier(net, (4,), [BranchAndBound()]).proved(x, label, SETS[kind](0.1)))
 
 
-def test_bounds_that_are_not_finite_are_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, x, y = drawn("mlp", 0)
-    certifier = Certifier(net, (1, 3, 3), [BranchAndBound()])
-    honest = branch_and_bound._known
-
-    def broken(one: Work) -> LayerBounds:
-        known = honest(one)
-        for low, _ in known.boxes.values():
-            low[0, 0] = math.nan
-        return known
-
-    monkeypatch.setattr(branch_and_bound, "_known", broken)
-    assert not bool(certifier.proved(x, y, PerturbationLpBall(math.inf, 1e-6)))
+@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("hint", [(-2.0, -1.0), (1.0, 2.0), (math.nan, math.nan), (-1.0, 1.0)])
+def test_boxes_hold_whatever_the_hints_say(kind: str, hint: tuple[float, float]) -> None:
+    for name, seed in itertools.product(NETS, range(3)):
+        net, x, y = drawn(name, seed)
+        perturbation = SETS[kind](0.3)
+        start = start_of(net, x, y, perturbation, hint)
+        points = perturbation.around(x.expand(1000, *x.shape[1:])).sample(torch.Generator().manual_seed(seed))
+        values = start.exact.net.forward(points.flatten(1).double())
+        for value, layer in zip(values, start.exact.layers, strict=False):
+            inside = value[:, layer.kept[: layer.unstable]]
+            assert bool(((inside >= layer.lower) & (inside <= layer.upper)).all())
+            assert bool((inside - layer.clean).norm(dim=1).amax() <= layer.radius) if layer.unstable else True
+            active = value[:, layer.kept[layer.unstable :]]
+            gone = torch.ones(value.shape[1], dtype=torch.bool)
+            gone[layer.kept] = False
+            assert bool((active >= 0).all()) and bool((value[:, gone] <= 0).all())
 
 
 def test_what_float32_takes_for_a_proof_is_none() -> None:

@@ -22,6 +22,7 @@ class Layer:
         lower, upper: bounds of the unstable ones' inputs (u,). clean: their values at the clean input.
         radius: of an l2 ball around ``clean`` that holds the unstable ones' inputs; infinite where none is known.
         sizes: (n,) sums of absolute values of the terms that make up the inputs: how far rounding may reach.
+        outputs: ends of what the neurons put out, (n,) each.
     """
 
     kept: Tensor
@@ -33,6 +34,7 @@ class Layer:
     clean: Tensor
     radius: float
     sizes: Tensor
+    outputs: tuple[Tensor, Tensor]
 
     def to(self, dtype: torch.dtype) -> Layer:
         """The same in another precision; bounds are rounded outwards."""
@@ -46,6 +48,7 @@ class Layer:
             self.clean.to(dtype),
             self.radius,
             self.sizes.to(dtype),
+            (_outward(self.outputs[0], dtype, -1), _outward(self.outputs[1], dtype, 1)),
         )
 
 
@@ -97,6 +100,12 @@ class ReducedNet:
             ends.append(ends[-1] + layer.unstable)
         return ends
 
+    def outputs(self, j: int) -> tuple[Tensor, Tensor]:
+        """Ends (n_j,) of what is kept of source ``j``: of the input, or of a layer's outputs."""
+        if j == 0:
+            return self.start.x + self.start.low, self.start.x + self.start.high
+        return self.layers[j - 1].outputs
+
     def add(self, lower: Tensor, upper: Tensor, clean: Tensor, radius: float, sizes: Tensor) -> None:
         """The next layer, of bounds, clean values and sizes of all its inputs (n_k,), float64."""
         rows = self.rows(len(self.layers) + 1)
@@ -115,6 +124,7 @@ class ReducedNet:
                 clean[unstable],
                 min(radius, float(own) * (1 + 1e-12)),
                 sizes[kept],
+                (lower[kept].clamp(min=0), upper[kept].clamp(min=0)),
             )
         )
 

@@ -25,8 +25,11 @@ from cure_plugin.sets import Region
 _ROWS = 400
 """Unstable neurons up to which a layer's bounds are optimised; wider ones are convolutions, for which it takes long."""
 
-_STEPS = 20
-"""Of the optimisation of such a bound."""
+_STEPS, _WIDE_STEPS = 20, 3
+"""Evaluations of the dual for such a bound, and for one of a wider layer."""
+
+_CHUNK = 512
+"""Neurons bounded at a time."""
 
 _NORM_SIDE = 1200
 """Rows or columns up to which a matrix's norm is computed exactly."""
@@ -55,46 +58,44 @@ class Root:
     terms: int
 
 
-def root(affine: AffineNet, bounded: BoundedModule, region: Region, y: int, boxes: Mapping[str, NodeBox]) -> Root:
-    """The root of one image.
+def root(affine: AffineNet, bounded: BoundedModule, region: Region, y: int, hints: Mapping[str, NodeBox]) -> Root:
+    """The root of one image; its boxes are bounded here, in float64, whatever the hints say.
 
     Args:
         bounded: what ``affine`` was read from. region: around one image, in the net's dtype. y: its label.
-        boxes: bounds of the ReLUs' inputs, (1, *shape), as computed in that dtype.
+        hints: bounds of the ReLUs' inputs by name, (1, *shape): neurons that are stable there are bounded with less
+            work.
 
     Raises:
         SpecError: a set that is neither an lp ball nor a box, a node whose rounding has no rule, or bounds that are not
             finite.
     """
     start = input_set(region)
-    sizes = node_sizes(bounded, region.x, region.perturbation, dict(boxes))
+    sizes = node_sizes(bounded, region.x, region.perturbation, {})
     if sizes is None:
         raise SpecError("the net has a node whose rounding has no rule")
-    terms = terms_along(bounded, region.x)
     coupled = region.perturbation.shared_budget
-    net = ReducedNet(affine, start)
+    boxes = _Boxes(ReducedNet(affine, start), coupled, terms_along(bounded, region.x))
     clean = [value[0] for value in affine.forward(start.x[None])]
     reach = [_Reach(*(float(radius.double()) * (1 + 1e-6) for radius in region.radii))]
     for k, name in enumerate(affine.names, 1):
         size = sizes[name][0].flatten().double() * _ROUNDED
-        slack = growth(terms, region.x.dtype) * size
-        lower, upper = (end[0].flatten().double() for end in boxes[name])
-        lower, upper = torch.minimum(lower - slack, clean[k - 1]), torch.maximum(upper + slack, clean[k - 1])
+        hint = [end[0].flatten() for end in hints[name]] if name in hints else None
+        lower, upper = boxes.of(k, size, clean[k - 1], reach, None if hint is None else (hint[0] < 0) & (hint[1] > 0))
         if not bool(lower.isfinite().all() and upper.isfinite().all()):
             raise SpecError(f"bounds of node {name} are not finite")
-        if k > 1:
-            lower, upper = _tightened(net, k, lower, upper, size, coupled, terms)
-        radius, passed = _radii(net, k, lower, upper, clean[k - 1], reach) if coupled else (math.inf, reach[0])
+        radius, passed = _radii(boxes.net, k, lower, upper, clean[k - 1], reach) if coupled else (math.inf, reach[0])
         reach.append(passed)
-        radius += growth(terms, torch.float64) * float(size.norm())  # of the clean values
-        net.add(lower, upper, clean[k - 1], radius, size)
+        radius += boxes.rounding * float(size.norm())  # of the clean values
+        boxes.net.add(lower, upper, clean[k - 1], radius, size)
+    net = boxes.net
     rows = net.rows(len(affine.names) + 1)
     others = torch.tensor([j for j in range(len(rows)) if j != y])
     margins = Rows(
         {j: weight[y] - weight[others] for j, weight in rows.weights.items()}, rows.bias[y] - rows.bias[others]
     )
     final = sizes[bounded.final_node().name][0].double() * _ROUNDED
-    return Root(net, net.to(WORKING), margins, final[y] + final[others], coupled, terms)
+    return Root(net, net.to(WORKING), margins, final[y] + final[others], coupled, boxes.terms)
 
 
 @dataclass(frozen=True)
@@ -131,22 +132,69 @@ def _through(matrix: Tensor, reach: _Reach) -> float:
     return min(by_l1, spectral * reach.l2)
 
 
-def _tightened(
-    net: ReducedNet, k: int, lower: Tensor, upper: Tensor, size: Tensor, coupled: bool, terms: int
-) -> tuple[Tensor, Tensor]:
-    """Bounds of layer ``k``'s inputs, those of unstable neurons optimised over the layers below."""
-    unstable = ((lower < 0) & (upper > 0)).nonzero().flatten()
-    if not 0 < len(unstable) <= _ROWS:
+class _Boxes:
+    """Bounds of one layer's inputs after the other, over the layers below; all hold in float64.
+
+    Args:
+        net: without layers. coupled: whether layers have balls. terms: along a chain of sums.
+    """
+
+    def __init__(self, net: ReducedNet, coupled: bool, terms: int) -> None:
+        self.net, self.coupled, self.terms = net, coupled, terms
+        self.rounding = growth(terms, torch.float64)
+
+    def of(
+        self, k: int, size: Tensor, clean: Tensor, reach: list[_Reach], unstable: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(lower, upper), (n,) each: intervals, then rows of what they leave unstable, then optimised rows.
+
+        Args:
+            size: (n,). clean: values at the clean input (n,). reach: of the layers below.
+            unstable: neurons that rows of fixed slopes will not show to be stable, (n,) bool; None: unknown.
+        """
+        rows = self.net.rows(k)
+        lower, upper = self._intervals(rows, size)
+        if self.coupled:
+            moved = sum(weight.norm(dim=1) * reach[j].l2 for j, weight in rows.weights.items())
+            moved = moved * (1 + 1e-9) + self.rounding * size
+            lower, upper = torch.maximum(lower, clean - moved), torch.minimum(upper, clean + moved)
+        left = (lower < 0) & (upper > 0)
+        many = int(left.sum() if unstable is None else (left & unstable).sum()) > _ROWS
+        first = left if unstable is None or many or k == 1 else left & ~unstable
+        lower, upper = self._by_rows(rows, first, size, lower, upper, _WIDE_STEPS if many and k > 1 else 1)
+        left = (lower < 0) & (upper > 0)
+        if k > 1 and not many:
+            lower, upper = self._by_rows(rows, left, size, lower, upper, _STEPS)
+        return torch.minimum(lower, clean), torch.maximum(upper, clean)
+
+    def _intervals(self, rows: Rows, size: Tensor) -> tuple[Tensor, Tensor]:
+        """By the ends of what the layers below put out."""
+        lower, upper = rows.bias - self.rounding * size, rows.bias + self.rounding * size
+        for j, weight in rows.weights.items():
+            low, high = self.net.outputs(j)
+            positive, negative = weight.clamp(min=0), weight.clamp(max=0)
+            lower = lower + positive @ low + negative @ high
+            upper = upper + positive @ high + negative @ low
         return lower, upper
-    rows = net.rows(k).select(unstable)
-    both = Rows({j: torch.cat([w, -w]) for j, w in rows.weights.items()}, torch.cat([rows.bias, -rows.bias]))
-    dual = Dual(net.to(WORKING), coupled)
-    working = both.to(WORKING)
-    best = climb(dual, working, dual.start(working), Ascent(_STEPS, rate=0.2))
-    sizes = size[unstable].repeat(2)
-    found = certified(net, both, sizes, best.duals.to(torch.float64), None, coupled, terms)
-    low, high = found.split(len(unstable))
-    lower, upper = lower.clone(), upper.clone()
-    lower[unstable] = torch.fmax(lower[unstable], low)
-    upper[unstable] = torch.fmin(upper[unstable], -high)
-    return lower, upper
+
+    def _by_rows(
+        self, rows: Rows, chosen: Tensor, size: Tensor, lower: Tensor, upper: Tensor, steps: int
+    ) -> tuple[Tensor, Tensor]:
+        """Bounds of the neurons ``chosen`` (n,) bool by duals after so many ``steps``, where they are better."""
+        if not bool(chosen.any()):
+            return lower, upper
+        lower, upper = lower.clone(), upper.clone()
+        dual = Dual(self.net.to(WORKING), self.coupled)
+        for index in chosen.nonzero().flatten().split(_CHUNK):
+            some = rows.select(index)
+            both = Rows({j: torch.cat([w, -w]) for j, w in some.weights.items()}, torch.cat([some.bias, -some.bias]))
+            working = both.to(WORKING)
+            duals = dual.start(working)
+            if steps > 1:
+                duals = climb(dual, working, duals, Ascent(steps, rate=0.2)).duals
+            sizes = size[index].repeat(2)
+            found = certified(self.net, both, sizes, duals.to(torch.float64), None, self.coupled, self.terms)
+            low, high = found.split(len(index))
+            lower[index] = torch.fmax(lower[index], low)
+            upper[index] = torch.fmin(upper[index], -high)
+        return lower, upper
