@@ -17,11 +17,14 @@ from cure_plugin.relaxation.optimise import Ascent, climb
 from cure_plugin.relaxation.recheck import certified
 from cure_plugin.relaxation.root import WORKING, Root
 
-_CANDIDATES = 2
-"""Neurons by each of two scores that both children are bounded for."""
-
 _ROOT = Ascent(50)
-_NODE = Ascent(10)
+
+_SEPARATE, _COUPLED = (Ascent(6), 1), (Ascent(30), 2)
+"""How a node is bounded, and how many neurons by each of two scores are tried for its split, without and with balls.
+
+Without, more nodes are worth more than better ones; a ball's multipliers take longer, and its splits prune more.
+"""
+
 _LEAF = Ascent(400, decay=0.99)
 
 _CLOSE = 2e-5
@@ -75,6 +78,7 @@ class _Search:
         self.start, self.limits, self.is_counterexample = start, limits, is_counterexample
         self.deadline = time.monotonic() + limits.seconds
         self.dual = Dual(start.net, start.coupled)
+        self.ascent, self.tried = _COUPLED if start.coupled else _SEPARATE
         self.rows = start.margins.to(WORKING)
         self.count = self.dual.offsets[-1]
         largest = float(start.exact.net.forward(start.exact.start.x[None])[-1].abs().max())
@@ -125,7 +129,7 @@ class _Search:
         classes, parents = classes[twice], bounds[twice]
         given = self._split(duals.select(twice), neurons[twice], sides)
         domain = Domain(signs.to(WORKING))
-        best = climb(self.dual, self.rows.select(classes), given, _NODE, domain, self.scale, self.target)
+        best = climb(self.dual, self.rows.select(classes), given, self.ascent, domain, self.scale, self.target)
         self.nodes += len(classes)
         self.depth = max(self.depth, int((signs != 0).sum(1).max()))
         value = torch.maximum(best.value, parents)
@@ -198,7 +202,7 @@ class _Search:
         self.refuted = self.is_counterexample(self.start.net.start.x + found.point, closely)
 
     def _candidates(self, found: Found, chosen: Tensor, domain: Domain | None) -> Tensor:
-        """Neurons worth splitting, of the rows ``chosen``, (R, 2 * _CANDIDATES).
+        """Neurons worth splitting, of the rows ``chosen``, (R, 2 * tried).
 
         First-order gains of both children, and what each neuron's relaxation costs.
         """
@@ -222,7 +226,7 @@ class _Search:
             cost = (-a).clamp(min=0) * (-self.dual.lower * self.dual.chord)
         active, inactive = extra[0] - h + (a - g) * z, extra[1] - h - g * z
         gain = torch.minimum(active, inactive).clamp(min=0) + 0.1 * torch.maximum(active, inactive).clamp(min=0)
-        count = min(_CANDIDATES, a.shape[1])
+        count = min(self.tried, a.shape[1])
         free = torch.zeros_like(a) if domain is None else domain.signs.abs()
         picked = [(score - 1e9 * free).topk(count, dim=1).indices for score in (gain, cost)]
         return torch.cat(picked, 1)
