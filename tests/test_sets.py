@@ -18,7 +18,7 @@ from cure_plugin import (
     register_perturbation,
 )
 from cure_plugin.errors import SpecError
-from cure_plugin.sets import LpBallSpec, parse_number, set_spec
+from cure_plugin.sets import LpBallSpec, NamedSpec, UnionSpec, parse_number, set_spec
 
 INF = math.inf
 BALLS = [(1, 1.5), (2, 0.8), (INF, 0.15)]
@@ -184,3 +184,9 @@ def test_specs_keep_numbers_as_written() -> None:
     union = set_spec({"union": ["linf=8/255", {"norm": 1, "eps": 1}]})
     assert str(union) == "linf=8/255 + l1=1"
     assert isinstance(union.build(), PerturbationUnion)
+
+
+def test_lp_balls_count_as_one_group_however_they_are_spelled() -> None:
+    spelled = NamedSpec("linf", "0.1"), LpBallSpec("l2", "0.5")
+    assert [one.group for one in spelled] == ["lp", "lp"]
+    assert UnionSpec(spelled).group == "lp" and UnionSpec((*spelled, NamedSpec("patch", "2x2"))).group == "mixed"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cure_plugin.relaxation.dual import Domain, Dual, Duals, Found
-from cure_plugin.relaxation.optimise import Ascent, climb
+from cure_plugin.relaxation.optimise import Ascent, Best, climb
 from cure_plugin.relaxation.recheck import certified
 from cure_plugin.relaxation.root import WORKING, Root
 
@@ -100,13 +100,8 @@ class _Search:
             return self._proved()
         if self.refuted or self.count == 0:
             return self._open(float(best.value[open_].min()))
-        last = best.last if best.last is not None else self.dual.evaluate(self.rows, best.duals, None)
-        left = best.left if best.last is not None else classes
+        last, chosen = self._evaluated(best, open_, classes, None)
         self.scale = _usual(last.coefficients, self.dual)
-        chosen = torch.tensor([left.tolist().index(int(one)) for one in open_ if int(one) in left.tolist()])
-        if len(chosen) < len(open_):  # float64 refused what the working precision took for done
-            last = self.dual.evaluate(self.rows.select(open_), best.duals.select(open_), None)
-            chosen = torch.arange(len(open_))
         pool = _Pool(self.count, best.duals.multipliers.shape[1], self.limits.bytes)
         pool.push(
             open_, everything[open_], best.value[open_], best.duals.select(open_), self._candidates(last, chosen, None)
@@ -155,19 +150,23 @@ class _Search:
         if len(open_) == 0:
             return None
         domain_open = Domain(signs[open_].to(WORKING))
-        where = torch.full((len(classes),), -1)
-        where[best.left] = torch.arange(len(best.left))
-        if best.last is not None and bool((where[open_] >= 0).all()):
-            last, chosen = best.last, where[open_]
-        else:
-            last = self.dual.evaluate(self.rows.select(classes[open_]), best.duals.select(open_), domain_open)
-            chosen = torch.arange(len(open_))
+        last, chosen = self._evaluated(best, open_, classes, domain_open)
         self._look(last)
         if self.refuted:
             return self._open(float(value[open_].min()))
         found = self._candidates(last, chosen, domain_open)
         pool.push(classes[open_], signs[open_], value[open_], best.duals.select(open_), found)
         return None
+
+    def _evaluated(self, best: Best, open_: Tensor, classes: Tensor, domain: Domain | None) -> tuple[Found, Tensor]:
+        """(an evaluation, which of its rows are the subdomains ``open_``, in their ``domain``)."""
+        where = torch.full((len(classes),), -1)
+        where[best.left] = torch.arange(len(best.left))
+        if best.last is not None and bool((where[open_] >= 0).all()):
+            return best.last, where[open_]
+        # float64 refused what the working precision took for done
+        again = self.dual.evaluate(self.rows.select(classes[open_]), best.duals.select(open_), domain)
+        return again, torch.arange(len(open_))
 
     def _split(self, duals: Duals, neurons: Tensor, sides: Tensor) -> Duals:
         """Duals of the children: the split neuron's slope is its own."""

@@ -96,8 +96,8 @@ class NamedSpec:
 
     @property
     def group(self) -> str:
-        """What reports count it under: the kind it is registered as."""
-        return self.kind
+        """What reports count it under: the kind it is registered as, lp balls together."""
+        return LpBallSpec.group if self.kind in _NORMS else self.kind
 
     def build(self) -> PerturbationSet:
         """The set itself."""
