@@ -275,7 +275,8 @@ def third_party_table() -> str:
     """The figures of bench_third_party.py as a Markdown table."""
     entry = read_entry(RESULTS / "third_party.json")
     lines = [
-        "| net | set | images | proved, % | falsified, % | open, % | published, % proved of 200 images | s an image (longest) |",
+        "| net | set | images | proved, % | falsified, % | open, % | published, % proved of 200 images | "
+        "s an image (longest) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in entry.figures["rows"]:
@@ -287,7 +288,8 @@ def third_party_table() -> str:
     limit = entry.figures["rows"][0]["limit"]
     lines += [
         "",
-        f"Falsified: misclassified images too. At most {limit:.0f} s of branch and bound an image; {shown_origin(entry)}.",
+        f"Falsified: misclassified images too. At most {limit:.0f} s of branch and bound an image; "
+        f"{shown_origin(entry)}.",
     ]
     return "\n".join(lines)
 
