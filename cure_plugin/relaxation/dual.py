@@ -111,11 +111,10 @@ class Dual:
         self.net, self.coupled = net, coupled
         self.offsets = net.offsets()
         self.parts = [slice(a, b) for a, b in zip(self.offsets, self.offsets[1:], strict=False)]
-        for_all = [
-            torch.cat([getattr(layer, name) for layer in net.layers]) if net.layers else net.start.x[:0]
+        self.lower, self.upper, self.clean = (
+            torch.cat([net.start.x[:0], *(getattr(layer, name) for layer in net.layers)])
             for name in ("lower", "upper", "clean")
-        ]
-        self.lower, self.upper, self.clean = for_all
+        )
         self.chord = self.upper / (self.upper - self.lower)
         self.transposed = [{j: weight.T for j, weight in layer.weights.items()} for layer in net.layers]
 

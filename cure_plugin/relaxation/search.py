@@ -208,17 +208,8 @@ class _Search:
         a, g, h, z = (getattr(found, name)[chosen] for name in ("coefficients", "passed", "intercepts", "reached"))
         extra: list[Tensor | float] = [0.0, 0.0]
         if self.start.coupled:
-            multipliers = found.multipliers[chosen]
-            m = (
-                torch.cat(
-                    [
-                        multipliers[:, k : k + 1].expand(-1, part.stop - part.start)
-                        for k, part in enumerate(self.dual.parts)
-                    ],
-                    1,
-                )
-                / 2
-            )
+            widths = torch.tensor([part.stop - part.start for part in self.dual.parts])
+            m = found.multipliers[chosen].repeat_interleave(widths, 1) / 2
             extra = [m * self.dual.clean.clamp(max=0).square(), m * self.dual.clean.clamp(min=0).square()]
             cost = -h
         else:
