@@ -72,7 +72,7 @@ def start_of(
     net: nn.Module, x: Tensor, y: Tensor, perturbation: PerturbationSet, hint: tuple[float, float] | None = None
 ) -> Root:
     """``hint``: what is said of every neuron; default: what IBP says."""
-    bounded = bounded_module(net, tuple(x.shape[1:]))
+    bounded = bounded_module(net, tuple(x.shape[1:]), self_check=False)
     with torch.no_grad():
         region = perturbation.around(x)
         bounded.compute_bounds(x=(region.bounded_tensor(),), method="IBP")
@@ -82,11 +82,10 @@ def start_of(
         return root(affine_net(bounded), bounded, region, int(y), hints)
 
 
-@pytest.mark.parametrize("kind", SETS)
 @pytest.mark.parametrize("name", NETS)
-def test_the_graph_is_read_as_it_is(name: str, kind: str) -> None:
+def test_the_graph_is_read_as_it_is(name: str) -> None:
     net, _, _ = drawn(name, 0)
-    bounded = bounded_module(net, (1, 3, 3))
+    bounded = bounded_module(net, (1, 3, 3), self_check=False)
     points = torch.randn(20, 1, 3, 3)
     bounded(points)
     with torch.no_grad():
@@ -181,7 +180,7 @@ class Recording(_Search):
 @pytest.mark.parametrize("name", NETS)
 def test_leaves_cover_the_set_once(name: str, kind: str) -> None:
     proved = 0
-    for seed in range(12):
+    for seed in range(5):
         net, x, y = drawn(name, seed)
         perturbation = SETS[kind](0.25)
         start = start_of(net, x, y, perturbation)
@@ -210,7 +209,7 @@ def test_leaves_cover_the_set_once(name: str, kind: str) -> None:
 
 def smallest_margin(net: nn.Module, x: Tensor, y: int, lower: np.ndarray, upper: np.ndarray) -> float:
     """The exact minimum over a box, by a linear programme per activation pattern and class."""
-    bounded = bounded_module(net, tuple(x.shape[1:]))
+    bounded = bounded_module(net, tuple(x.shape[1:]), self_check=False)
     bounded(x)
     affine = affine_net(bounded)
     sizes = [len(bias) for bias in affine.biases[:-1]]

@@ -29,13 +29,23 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/usage.md"])
-def test_snippets_run_as_one_script_and_again(name: str, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text("\n".join(code(ROOT / name, "python")))
-    for _ in range(2):
-        run = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+def run_snippets(name: str, folder: Path, times: int) -> None:
+    (folder / "script.py").write_text("\n".join(code(ROOT / name, "python")))
+    for _ in range(times):
+        run = subprocess.run([sys.executable, "script.py"], cwd=folder, capture_output=True, text=True, check=False)
         assert (run.returncode, run.stderr) == (0, "") and re.search("proved|falsified|undecided", run.stdout)
-    assert name != "README.md" or (tmp_path / "files" / "instances.csv").exists()
+    assert name != "README.md" or (folder / "files" / "instances.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/usage.md"])
+def test_snippets_run_as_one_script(name: str, tmp_path: Path) -> None:
+    run_snippets(name, tmp_path, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["README.md", "docs/usage.md"])
+def test_snippets_run_again(name: str, tmp_path: Path) -> None:
+    run_snippets(name, tmp_path, 2)
 
 
 def test_readme_is_short_and_starts_with_three_snippets() -> None:
