@@ -44,14 +44,15 @@ _LEAST_SECONDS = 0.1
 _FEW = 20
 """Inputs, up to which boxes are split where the certifier leaves open whether a class wins."""
 
-_STAGES = ("IBP", "CROWN-IBP", "CROWN", "branch-and-bound", "alpha-CROWN")
-"""What proves, the cheapest first."""
-
 
 def _methods(seconds: float) -> tuple[Method, ...]:
     """Those that take any box; many restarts, as boxes of few parameters hold many local optima."""
     split = BranchAndBound(seconds=max(seconds, _LEAST_SECONDS))
     return IbpBound(), Attack(restarts=10), CrownIbpBound(), Crown(), split, AlphaCrown()
+
+
+_STAGES = tuple(method.name for method in _methods(1.0) if method.proves)
+"""What proves, the cheapest first."""
 
 
 @dataclass(frozen=True)
