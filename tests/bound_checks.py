@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from auto_LiRPA import BoundedTensor
 from torch import Tensor, nn
@@ -60,3 +62,16 @@ def violation(
 ) -> float:
     """:func:`crossing` of the :func:`extremes`."""
     return crossing(lower, upper, extremes(net, x, perturbation, samples, optimised))
+
+
+def cancelling(seed: int, size: float) -> tuple[nn.Module, Tensor, Tensor, float]:
+    """(net, x (1, 16), label 0, its exact margin): logits of size 1 made of hidden values of size ``size``."""
+    torch.manual_seed(seed)
+    first, last = nn.Linear(16, 64), nn.Linear(64, 2)
+    with torch.no_grad():
+        first.bias.fill_(size)
+        last.weight[0] -= last.weight[0].mean()
+        last.weight[1] = 0
+        last.bias.zero_()
+        net, x = nn.Sequential(first, nn.ReLU(), last).eval(), torch.rand(1, 16)
+        return net, x, torch.tensor([0]), float(copy.deepcopy(net).double()(x.double())[0, 0])

@@ -127,7 +127,10 @@ MUTATIONS = (
     ),
     _branching("one child only", "search", "-torch.ones(len(classes))])\n", "torch.ones(len(classes))])\n"),
     _branching(
-        "boxes without rounding", "root", "slack = growth(terms, region.x.dtype) * size", "slack = -1e-2 * size"
+        "boxes too narrow",
+        "root",
+        "return torch.minimum(lower, clean), torch.maximum(upper, clean)",
+        "return torch.minimum(lower + 0.02, clean), torch.maximum(upper - 0.02, clean)",
     ),
     _branching("active neurons dropped", "reduced", "kept = torch.cat([unstable, active])", "kept = unstable"),
     _branching(

@@ -155,7 +155,7 @@ def _all_sizes(
     """The same of every node, over the set and at the clean input, (2 B, *shape)."""
     both: dict[str, Any] = {}  # (2 B, *shape): over the set, and at the clean input
     radii: dict[str, _Radii] = {}
-    for node in _ordered(bounded.final_node()):
+    for node in ordered(bounded.final_node()):
         kind = type(node).__name__
         parts = [both[part.name] for part in node.inputs]
         if kind == "BoundInput":
@@ -239,7 +239,7 @@ def _is_diagonal(matrix: Tensor) -> bool:
     return matrix.shape[0] == matrix.shape[1] and bool((matrix == matrix.diagonal().diag()).all())
 
 
-def _ordered(final: Any) -> list[Any]:
+def ordered(final: Any) -> list[Any]:
     """``final`` and all nodes below it, inputs first."""
     found: list[Any] = []
     seen: set[str] = set()

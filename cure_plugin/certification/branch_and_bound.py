@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from cure_plugin.attacks import worst_margin_loss
-from cure_plugin.bounds.margins import LayerBounds, NodeBox, crown_bounds, lower_margins, relu_boxes
 from cure_plugin.certification.bounder import Bounder
 from cure_plugin.certification.method import METHODS, Found, Method, Work
 from cure_plugin.checks import check_count, check_number
@@ -75,8 +74,8 @@ class BranchAndBound(Method):
         started = time.monotonic()
         try:
             assert affine is not None  # see reads
-            boxes = {**_intervals(one), **_known(one).boxes}
-            start = root(affine, bounder.bounded, one.region, int(one.y), boxes)
+            hints = one.known.boxes if one.known else {}
+            start = root(affine, bounder.bounded, one.region, int(one.y), hints)
         except SpecError:  # nothing that could be split is known of it
             return Searched(False, math.nan, 0, 0), None
         reached: list[Tensor] = []
@@ -101,14 +100,3 @@ class BranchAndBound(Method):
         left = self.seconds - (time.monotonic() - started)
         found = search(start, Limits(left, self.nodes, self.batch), is_counterexample)
         return found, reached[-1] if reached else None
-
-
-def _known(one: Work) -> LayerBounds:
-    """Bounds of layers: what earlier methods left, else CROWN's."""
-    return one.known or crown_bounds(one.bounder.bounded, one.x, one.y, one.perturbation)
-
-
-def _intervals(one: Work) -> dict[str, NodeBox]:
-    """Boxes of the ReLUs that CROWN had no need to bound."""
-    lower_margins(one.bounder.bounded, one.x, one.y, one.perturbation, "IBP")
-    return relu_boxes(one.bounder.bounded)

@@ -13,6 +13,7 @@ from torch import Tensor
 from cure_plugin.bounds.margins import LayerBounds, NodeBox
 from cure_plugin.registry import Registry
 from cure_plugin.sets import PerturbationSet, Region
+from cure_plugin.sets.region import OfRegion
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Question:
+class _Question(OfRegion):
     """Are these images classified as ``y`` all over the set?
 
     Attributes:
@@ -32,16 +33,6 @@ class _Question:
     region: Region
     y: Tensor
     known: LayerBounds | None = None
-
-    @property
-    def x(self) -> Tensor:
-        """The images."""
-        return self.region.x
-
-    @property
-    def perturbation(self) -> PerturbationSet:
-        """The set."""
-        return self.region.perturbation
 
     def select(self, index: Tensor) -> Self:
         """The same of the images ``index`` alone."""

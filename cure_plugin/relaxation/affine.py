@@ -19,6 +19,7 @@ from torch import Tensor
 from cure_plugin.bounds.elementwise import constant
 from cure_plugin.bounds.linear_nodes import is_linear
 from cure_plugin.bounds.operators import moves
+from cure_plugin.bounds.rounding import ordered
 from cure_plugin.errors import SpecError
 
 LARGEST = 60_000_000
@@ -56,7 +57,7 @@ def affine_net(bounded: BoundedModule) -> AffineNet:
     Raises:
         SpecError: a node that is neither linear nor a ReLU, or matrices that would take more than :data:`LARGEST`.
     """
-    order = _relus(bounded.final_node())
+    order = [node for node in ordered(bounded.final_node()) if type(node).__name__ == "BoundRelu" and moves(node)]
     sources = {_input(bounded).name: 0, **{relu.name: k for k, relu in enumerate(order, 1)}}
     targets = [*(relu.inputs[0] for relu in order), bounded.final_node()]
     used = [_sources(target, sources) for target in targets]
@@ -79,21 +80,6 @@ def _entries(node: Any) -> int:
 
 def _input(bounded: BoundedModule) -> Any:
     return next(node for node in bounded.children() if type(node).__name__ == "BoundInput")
-
-
-def _relus(final: Any) -> list[Any]:
-    """The ReLUs below ``final``, each after those that it depends on."""
-    found: list[Any] = []
-    seen: set[str] = set()
-    pending = [(final, False)]
-    while pending:
-        node, ready = pending.pop()
-        if ready:
-            found += [node] if type(node).__name__ == "BoundRelu" else []
-        elif node.name not in seen:
-            seen.add(node.name)
-            pending += [(node, True), *((part, False) for part in node.inputs if moves(part))]
-    return found
 
 
 def _sources(target: Any, sources: Mapping[str, int]) -> list[int]:

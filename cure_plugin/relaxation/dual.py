@@ -63,6 +63,11 @@ class Domain:
         signs = self.signs[:, part]
         return layer.lower * (1 - signs.clamp(min=0)), layer.upper * (1 + signs.clamp(max=0))
 
+    def chord(self, layer: Layer, part: slice) -> Tensor:
+        """Slopes of the chords there, (R, u); a split neuron's own slope."""
+        signs = self.signs[:, part]
+        return layer.chord * (1 - signs.abs()) + signs.clamp(min=0)
+
 
 @dataclass
 class Found:
@@ -109,13 +114,11 @@ class Dual:
 
     def __init__(self, net: ReducedNet, coupled: bool) -> None:
         self.net, self.coupled = net, coupled
-        self.offsets = net.offsets()
-        self.parts = [slice(a, b) for a, b in zip(self.offsets, self.offsets[1:], strict=False)]
+        self.parts = net.parts()
         self.lower, self.upper, self.clean = (
             torch.cat([net.start.x[:0], *(getattr(layer, name) for layer in net.layers)])
             for name in ("lower", "upper", "clean")
         )
-        self.chord = self.upper / (self.upper - self.lower)
         self.transposed = [{j: weight.T for j, weight in layer.weights.items()} for layer in net.layers]
 
     def start(self, rows: Rows) -> Duals:
@@ -173,10 +176,7 @@ class Dual:
         lower, upper = (layer.lower, layer.upper) if domain is None else domain.ends(layer, part)
         slope, free = duals.slopes[:, part], None
         if not self.coupled:  # where a row is negative the chord is best, whatever else
-            chord = self.chord[part]
-            if domain is not None:
-                signs = domain.signs[:, part]
-                chord = chord * (1 - signs.abs()) + signs.clamp(min=0)
+            chord = layer.chord if domain is None else domain.chord(layer, part)
             free = (a >= 0).to(a)
             slope = torch.lerp(chord.expand_as(a), slope, free)
         g = torch.addcmul(-duals.splits[:, part], slope, a)

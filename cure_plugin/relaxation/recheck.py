@@ -31,11 +31,7 @@ def certified(
     factor, forms = growth(terms + _FORMS, torch.float64), growth(_FORMS, torch.float64)
     over: dict[int, Tensor] = dict(rows.weights)
     value, error = rows.bias.clone(), factor * sizes
-    start = 0
-    parts = []
-    for layer in net.layers:
-        parts.append(slice(start, start + layer.unstable))
-        start += layer.unstable
+    parts = net.parts()
     for k in range(len(net.layers), 0, -1):
         layer, part = net.layers[k - 1], parts[k - 1]
         a = over.pop(k, None)
@@ -67,10 +63,7 @@ def _coefficients(
 ) -> Tensor:
     """g of the unstable neurons; any values would do."""
     if not coupled:
-        chord = layer.upper / (layer.upper - layer.lower)
-        if domain is not None:
-            signs = domain.signs[:, part]
-            chord = chord * (1 - signs.abs()) + signs.clamp(min=0)
+        chord = layer.chord if domain is None else domain.chord(layer, part)
         slopes = torch.where(a >= 0, slopes, chord.expand_as(a))
     return slopes * a - splits
 

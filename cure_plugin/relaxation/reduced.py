@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,6 +37,11 @@ class Layer:
     radius: float
     sizes: Tensor
     outputs: tuple[Tensor, Tensor]
+
+    @cached_property
+    def chord(self) -> Tensor:
+        """Slopes of the lines through the ends of the unstable neurons' ReLUs, (u,)."""
+        return self.upper / (self.upper - self.lower)
 
     def to(self, dtype: torch.dtype) -> Layer:
         """The same in another precision; bounds are rounded outwards."""
@@ -93,12 +100,10 @@ class ReducedNet:
         }
         return Rows(weights, self.net.biases[k - 1])
 
-    def offsets(self) -> list[int]:
-        """Where each layer's unstable neurons start among all of them; the last entry is their number."""
-        ends = [0]
-        for layer in self.layers:
-            ends.append(ends[-1] + layer.unstable)
-        return ends
+    def parts(self) -> list[slice]:
+        """Where each layer's unstable neurons lie among all of them."""
+        ends = [0, *itertools.accumulate(layer.unstable for layer in self.layers)]
+        return [slice(*pair) for pair in itertools.pairwise(ends)]
 
     def outputs(self, j: int) -> tuple[Tensor, Tensor]:
         """Ends (n_j,) of what is kept of source ``j``: of the input, or of a layer's outputs."""

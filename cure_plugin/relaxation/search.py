@@ -80,7 +80,7 @@ class _Search:
         self.dual = Dual(start.net, start.coupled)
         self.ascent, self.tried = _COUPLED if start.coupled else _SEPARATE
         self.rows = start.margins.to(WORKING)
-        self.count = self.dual.offsets[-1]
+        self.count = len(self.dual.lower)
         largest = float(start.exact.net.forward(start.exact.start.x[None])[-1].abs().max())
         self.target = _CLOSE * max(1.0, largest)
         self.nodes = self.depth = 0
@@ -213,7 +213,7 @@ class _Search:
             extra = [m * self.dual.clean.clamp(max=0).square(), m * self.dual.clean.clamp(min=0).square()]
             cost = -h
         else:
-            cost = (-a).clamp(min=0) * (-self.dual.lower * self.dual.chord)
+            cost = (-a).clamp(min=0) * (-self.dual.lower * torch.cat([layer.chord for layer in self.dual.net.layers]))
         active, inactive = extra[0] - h + (a - g) * z, extra[1] - h - g * z
         gain = torch.minimum(active, inactive).clamp(min=0) + 0.1 * torch.maximum(active, inactive).clamp(min=0)
         count = min(self.tried, a.shape[1])

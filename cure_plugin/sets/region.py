@@ -15,6 +15,22 @@ if TYPE_CHECKING:
     from cure_plugin.sets.base import PerturbationSet
 
 
+class OfRegion:
+    """What asks something of a region, and is read as if it held images and set itself."""
+
+    region: Region
+
+    @property
+    def x(self) -> Tensor:
+        """The images (B, *input)."""
+        return self.region.x
+
+    @property
+    def perturbation(self) -> PerturbationSet:
+        """The set."""
+        return self.region.perturbation
+
+
 class Region:
     """The inputs that a set allows around each image of a batch, as ``perturbation.around(x)`` makes it.
 

@@ -13,6 +13,7 @@ from cure_plugin.checks import check_number, check_type
 from cure_plugin.errors import SpecError
 from cure_plugin.registry import Registry
 from cure_plugin.sets import PerturbationSet, Region
+from cure_plugin.sets.region import OfRegion
 from cure_plugin.training.losses import (
     SetLoss,
     adversarial_loss,
@@ -26,7 +27,7 @@ from cure_plugin.training.losses import (
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(OfRegion):
     """What a loss works on.
 
     Attributes:
@@ -40,16 +41,6 @@ class Batch:
     region: Region
     y: Tensor
     variable: Tensor
-
-    @property
-    def x(self) -> Tensor:
-        """The clean inputs."""
-        return self.region.x
-
-    @property
-    def perturbation(self) -> PerturbationSet:
-        """The set."""
-        return self.region.perturbation
 
 
 class Loss(ABC):
