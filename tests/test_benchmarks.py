@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from cure_plugin.certification import branch_and_bound
 from cure_plugin.certification.dataset import set_names
 from cure_plugin.datasets import DATASETS, load_data
 from cure_plugin.errors import CheckpointError, SpecError
+from cure_plugin.relaxation.search import Limits
 from cure_plugin.sets import set_spec
 from cure_plugin.training import load_recipe
 
@@ -25,6 +27,12 @@ import ledger
 import reproduce
 import reproduce_report
 import runs
+
+
+@pytest.fixture(autouse=True)
+def few_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nets of two steps leave open takes branch and bound all its seconds."""
+    monkeypatch.setattr(branch_and_bound, "Limits", lambda seconds, _, batch: Limits(seconds, 50, batch))
 
 
 @pytest.mark.parametrize("angle", bench_sets.ANGLES)
