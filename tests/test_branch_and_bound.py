@@ -13,6 +13,7 @@ from bound_checks import cancelling
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
+import cure_plugin.relaxation.root as root_module
 from cure_plugin import PerturbationBox, PerturbationLpBall, PerturbationSet
 from cure_plugin.bounds.margins import relu_boxes
 from cure_plugin.bounds.module import bounded_module
@@ -300,3 +301,16 @@ def test_what_float32_takes_for_a_proof_is_none() -> None:
             asked += 1
             assert not bool(Certifier(net, (16,), [BranchAndBound(nodes=20)]).proved(x, y, ball))
     assert asked > 5
+
+
+def test_radii_behind_matrices_whose_own_norm_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wide layer's radius is that of the whole matrix's norm, not of all its entries."""
+    net, x, y = drawn("mlp", 3)
+    radii = []
+    for side in (1600, 0):
+        monkeypatch.setattr(root_module, "_NORM_SIDE", side)
+        start = start_of(net, x, y, PerturbationLpBall(2, 0.2, None))
+        radii.append([layer.radius for layer in start.exact.layers])
+    norms = [float(torch.linalg.matrix_norm(layer.weight.double(), 2)) for layer in (net[1], net[3])]
+    for own, whole, reach in zip(*radii, (0.2 * norms[0], 0.2 * norms[0] * norms[1]), strict=True):
+        assert own <= whole * (1 + 1e-6) and whole <= reach * (1 + 1e-5)

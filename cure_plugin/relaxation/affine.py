@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,12 +19,16 @@ from torch import Tensor
 
 from cure_plugin.bounds.elementwise import constant
 from cure_plugin.bounds.linear_nodes import is_linear
+from cure_plugin.bounds.norms import matrix_norm
 from cure_plugin.bounds.operators import moves
 from cure_plugin.bounds.rounding import ordered
 from cure_plugin.errors import SpecError
 
 LARGEST = 60_000_000
 """Entries that all matrices of a net may have together: half a GiB in float64."""
+
+_NORM_SIDE = 4096
+"""Rows or columns up to which a matrix's norm is computed: seconds, once a net."""
 
 _CHUNK = 1 << 22
 """Entries of gradients worked on at a time."""
@@ -49,6 +54,15 @@ class AffineNet:
             values.append(sum((outputs[j] @ weight.T for j, weight in weights.items()), bias))
             outputs.append(values[-1].clamp(min=0))
         return values
+
+    @cached_property
+    def norms(self) -> tuple[Mapping[int, float], ...]:
+        """Spectral norms of the matrices, never below the true ones; coarse ones of the largest."""
+
+        def norm(matrix: Tensor) -> float:
+            return matrix_norm(matrix) if min(matrix.shape) <= _NORM_SIDE else float(matrix.norm()) * (1 + 1e-9)
+
+        return tuple({j: norm(weight) for j, weight in weights.items()} for weights in self.weights)
 
 
 def affine_net(bounded: BoundedModule) -> AffineNet:

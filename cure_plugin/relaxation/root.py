@@ -31,8 +31,8 @@ _STEPS, _WIDE_STEPS = 20, 3
 _CHUNK = 512
 """Neurons bounded at a time."""
 
-_NORM_SIDE = 1200
-"""Rows or columns up to which a matrix's norm is computed exactly."""
+_NORM_SIDE = 1600
+"""Rows or columns up to which the norm of what is kept of a matrix is computed for each image."""
 
 _ROUNDED = 1.01
 """Sizes are sums of absolute values in the net's own precision."""
@@ -115,21 +115,21 @@ def _radii(
 
     def radius(which: Tensor) -> float:
         box = float(torch.maximum(clean - lower, upper - clean)[which].norm()) * (1 + 1e-9)
-        return min(box, sum(_through(weight[which], reach[j]) for j, weight in rows.weights.items()))
+        norms = net.net.norms[k - 1]
+        return min(box, sum(_through(weight[which], norms[j], reach[j]) for j, weight in rows.weights.items()))
 
     after = torch.maximum(clean.clamp(min=0) - lower.clamp(min=0), upper.clamp(min=0) - clean.clamp(min=0))
     passed = min(radius(kept), float(after.norm()) * (1 + 1e-9))
     return radius(unstable), _Reach(math.inf, passed)
 
 
-def _through(matrix: Tensor, reach: _Reach) -> float:
-    """l2 radius behind a matrix."""
+def _through(matrix: Tensor, norm: float, reach: _Reach) -> float:
+    """l2 radius behind a matrix, a part of one that has the ``norm``."""
     if matrix.numel() == 0:
         return 0.0
     by_l1 = float(matrix.norm(dim=0).max()) * (1 + 1e-9) * reach.l1 if reach.l1 < math.inf else math.inf
-    small = min(matrix.shape) <= _NORM_SIDE
-    spectral = matrix_norm(matrix) if small else float(matrix.norm()) * (1 + 1e-9)
-    return min(by_l1, spectral * reach.l2)
+    own = matrix_norm(matrix) if min(matrix.shape) <= _NORM_SIDE else math.inf
+    return min(by_l1, min(norm, own) * reach.l2)
 
 
 class _Boxes:
