@@ -17,6 +17,7 @@ from cure_plugin.checks import check_count, check_number
 from cure_plugin.errors import SpecError
 from cure_plugin.relaxation.root import root
 from cure_plugin.relaxation.search import Limits, Searched, search
+from cure_plugin.relaxation.trace import Trace
 from cure_plugin.sets import PerturbationBox, PerturbationLpBall, PerturbationSet
 
 _DESCENT = 60
@@ -61,21 +62,26 @@ class BranchAndBound(Method):
         points = work.x.clone()
         for index in range(count):
             one = work.select(torch.tensor([index]))
-            found, point = self._search(one)
+            found, point = self.search(one)
             nodes[index], proved[index], margins[index] = found.nodes, found.proved, found.margin
             if point is not None:
                 points[index], refuted[index] = point, True
                 margins[index] = float(-worst_margin_loss(work.bounder.net(point[None]), one.y))
         return Found(margins, proved, refuted, points, pieces=nodes)
 
-    def _search(self, one: Work) -> tuple[Searched, Tensor | None]:
-        """(what the search finds of a single image, a counterexample (*input) if it met one)."""
+    @torch.no_grad()
+    def search(self, one: Work, trace: Trace | None = None) -> tuple[Searched, Tensor | None]:
+        """(what the search finds of a single image, a counterexample (*input) if it met one).
+
+        Args:
+            trace: takes what a proof rests on.
+        """
         bounder, affine = one.bounder, one.bounder.affine()
         started = time.monotonic()
         try:
             assert affine is not None  # see reads
             hints = one.known.boxes if one.known else {}
-            start = root(affine, bounder.bounded, one.region, int(one.y), hints)
+            start = root(affine, bounder.bounded, one.region, int(one.y), hints, trace)
         except SpecError:  # nothing that could be split is known of it
             return Searched(False, math.nan, 0, 0), None
         reached: list[Tensor] = []
@@ -98,5 +104,5 @@ class BranchAndBound(Method):
             return False
 
         left = self.seconds - (time.monotonic() - started)
-        found = search(start, Limits(left, self.nodes, self.batch), is_counterexample)
+        found = search(start, Limits(left, self.nodes, self.batch), is_counterexample, trace)
         return found, reached[-1] if reached else None

@@ -112,6 +112,15 @@ class Certifier:
         perturbation.check(x)
         return x, labels(y, len(x), self._bounder.classes)
 
+    def work(self, x: Any, y: Any, perturbation: PerturbationSet) -> Work:
+        """:meth:`checked` images and labels as methods take them.
+
+        Raises:
+            SpecError: as there, or the bounded graph's logits are not the net's.
+        """
+        x, y, _ = self._compared(x, y, perturbation)
+        return self._work(x, y, perturbation)
+
     def _compared(self, x: Any, y: Any, perturbation: PerturbationSet) -> tuple[Tensor, Tensor, Tensor]:
         """:meth:`checked` images and labels, and the net's logits (B, C): the bounded graph's too, or it is refused."""
         x, y = self.checked(x, y, perturbation)

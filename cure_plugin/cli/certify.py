@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from cure_plugin.certification import BranchAndBound, Certifier, certify_dataset, summarize
 from cure_plugin.certification.curves import certified_curves
+from cure_plugin.certification.dataset import set_names
+from cure_plugin.certification.record import Record
 from cure_plugin.cli.options import CURVE_FACTORS, load_model, read_set_options, settings_line
-from cure_plugin.datasets import load_data
+from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import MissingDependencyError, SpecError
 from cure_plugin.files import make_folder, write_text
 from cure_plugin.nets import NetSpec
+from cure_plugin.proofs import Question, write_proofs
 from cure_plugin.report import Page, image_table, summary_markdown, text_table, write_report
 from cure_plugin.report.plots import load_pyplot
+from cure_plugin.sets import SetSpec
 
 
 def certify(options: argparse.Namespace) -> None:
@@ -38,6 +43,8 @@ def certify(options: argparse.Namespace) -> None:
     write_text(options.out / "results.csv", image_table(records).as_csv())
     write_text(options.out / "report.md", summary_markdown(title, summaries, settings))
     print(text_table(summaries))
+    if options.proof:
+        _write_proofs(options, certifier, data, specs, records, split)
     path = options.out / "report.html"
     try:
         load_pyplot()
@@ -47,3 +54,29 @@ def certify(options: argparse.Namespace) -> None:
     curves = {name: certified_curves(certifier, data, specs, CURVE_FACTORS, True)} if options.curves else {}
     write_report(path, Page(title, summaries, settings, {name: records}, CURVE_FACTORS, curves))
     print(f"report: {path}")
+
+
+def _write_proofs(
+    options: argparse.Namespace,
+    certifier: Certifier,
+    data: ImageData,
+    specs: Sequence[SetSpec],
+    records: Sequence[Record],
+    method: BranchAndBound,
+) -> None:
+    """Search for proofs of what is proved, and say how many were found."""
+    sets = {name: spec.build() for name, spec in zip(set_names(specs), specs, strict=True)}
+    readable = {name: one for name, one in sets.items() if method.applies_to(one)}
+    for name in sets.keys() - readable.keys():
+        print(f"cure: {options.proof} leaves {name} out: only lp balls and boxes have proofs", file=sys.stderr)
+    questions = [
+        Question(f"{record.index} {name}", *data.batch(slice(record.index, record.index + 1)), one)
+        for record in records
+        for name, one in readable.items()
+        if record.sets[name].status == "proved"
+    ]
+    if not questions:
+        print(f"cure: {options.proof} is not written: nothing is proved of an lp ball", file=sys.stderr)
+        return
+    found = write_proofs(options.proof, certifier, questions, method, progress=True)
+    print(f"proofs: {sum(found)} of {len(found)}, to be looked at by: cure check --proof {options.proof}")

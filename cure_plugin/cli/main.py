@@ -148,6 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--timeout", type=float, default=15, metavar="SECONDS", help="of branch and bound, seconds per image and set"
     )
+    command.add_argument(
+        "--proof", type=Path, metavar="FILE", help=".npz to write proofs to of what is proved, for cure check --proof"
+    )
     command.add_argument("--float64", action="store_true", help="bound in double precision")
     command.add_argument("--curves", action="store_true", help="plot also 0 to 2 times each set's size; takes longer")
     _add_out(command, "folder for results.jsonl and .csv, summary.json and reports")
@@ -183,12 +186,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_out(command, "folder for results.csv and counterexamples/")
     command.set_defaults(run=verify)
 
-    command = _add(commands, "check", "replay a tool's counterexamples on onnxruntime")
-    command.add_argument("instances", type=Path, metavar="INSTANCES.csv", help="as for verify")
-    command.add_argument(
-        "--counterexamples", type=Path, required=True, metavar="FOLDER", help="folder of the tool's results files"
-    )
+    command = _add(commands, "check", "replay a tool's counterexamples on onnxruntime, or look at proofs")
+    command.add_argument("instances", type=Path, nargs="?", metavar="INSTANCES.csv", help="as for verify")
+    command.add_argument("--counterexamples", type=Path, metavar="FOLDER", help="folder of the tool's results files")
     command.add_argument("--out", type=Path, default=Path("results.csv"), metavar="FILE", help="file to write")
+    command.add_argument("--proof", type=Path, metavar="FILE", help="proofs of cure certify, instead of instances")
+    command.add_argument("--onnx", type=Path, metavar="FILE", help="the net that they must be of")
     command.set_defaults(run=check)
 
     command = _add(commands, "bench", "check or pack VNN-COMP benchmark roots")

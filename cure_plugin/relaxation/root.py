@@ -20,6 +20,7 @@ from cure_plugin.relaxation.inputs import input_set
 from cure_plugin.relaxation.optimise import Ascent, climb
 from cure_plugin.relaxation.recheck import certified
 from cure_plugin.relaxation.reduced import ReducedNet, Rows
+from cure_plugin.relaxation.trace import Trace
 from cure_plugin.sets import Region
 
 _ROWS = 400
@@ -36,6 +37,9 @@ _NORM_SIDE = 1600
 
 _ROUNDED = 1.01
 """Sizes are sums of absolute values in the net's own precision."""
+
+_SLACK = 1e-7
+"""Of a neuron's terms: boxes are that much wider than what was found, so that other arithmetic finds no wider ones."""
 
 WORKING = torch.float32
 """Of the search; proofs rest on float64."""
@@ -58,13 +62,21 @@ class Root:
     terms: int
 
 
-def root(affine: AffineNet, bounded: BoundedModule, region: Region, y: int, hints: Mapping[str, NodeBox]) -> Root:
+def root(
+    affine: AffineNet,
+    bounded: BoundedModule,
+    region: Region,
+    y: int,
+    hints: Mapping[str, NodeBox],
+    trace: Trace | None = None,
+) -> Root:
     """The root of one image; its boxes are bounded here, in float64, whatever the hints say.
 
     Args:
         bounded: what ``affine`` was read from. region: around one image, in the net's dtype. y: its label.
         hints: bounds of the ReLUs' inputs by name, (1, *shape): neurons that are stable there are bounded with less
             work.
+        trace: takes the layers, and the duals that their boxes rest on.
 
     Raises:
         SpecError: a set that is neither an lp ball nor a box, a node whose rounding has no rule, or bounds that are not
@@ -75,7 +87,8 @@ def root(affine: AffineNet, bounded: BoundedModule, region: Region, y: int, hint
     if sizes is None:
         raise SpecError("the net has a node whose rounding has no rule")
     coupled = region.perturbation.shared_budget
-    boxes = _Boxes(ReducedNet(affine, start), coupled, terms_along(bounded, region.x))
+    trace = trace or Trace()
+    boxes = _Boxes(ReducedNet(affine, start), coupled, terms_along(bounded, region.x), trace)
     clean = [value[0] for value in affine.forward(start.x[None])]
     reach = [_Reach(*(float(radius.double()) * (1 + 1e-6) for radius in region.radii))]
     for k, name in enumerate(affine.names, 1):
@@ -88,7 +101,7 @@ def root(affine: AffineNet, bounded: BoundedModule, region: Region, y: int, hint
         reach.append(passed)
         radius += boxes.rounding * float(size.norm())  # of the clean values
         boxes.net.add(lower, upper, clean[k - 1], radius, size)
-    net = boxes.net
+    net = trace.net = boxes.net
     rows = net.rows(len(affine.names) + 1)
     others = torch.tensor([j for j in range(len(rows)) if j != y])
     margins = Rows(
@@ -137,10 +150,11 @@ class _Boxes:
 
     Args:
         net: without layers. coupled: whether layers have balls. terms: along a chain of sums.
+        trace: takes the duals.
     """
 
-    def __init__(self, net: ReducedNet, coupled: bool, terms: int) -> None:
-        self.net, self.coupled, self.terms = net, coupled, terms
+    def __init__(self, net: ReducedNet, coupled: bool, terms: int, trace: Trace) -> None:
+        self.net, self.coupled, self.terms, self.trace = net, coupled, terms, trace
         self.rounding = growth(terms, torch.float64)
 
     def of(
@@ -165,6 +179,7 @@ class _Boxes:
         left = (lower < 0) & (upper > 0)
         if k > 1 and not many:
             lower, upper = self._by_rows(rows, left, size, lower, upper, _STEPS)
+        lower, upper = lower - _SLACK * size, upper + _SLACK * size
         return torch.minimum(lower, clean), torch.maximum(upper, clean)
 
     def _intervals(self, rows: Rows, size: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,6 +207,7 @@ class _Boxes:
             duals = dual.start(working)
             if steps > 1:
                 duals = climb(dual, working, duals, Ascent(steps, rate=0.2)).duals
+            self.trace.boxes.append((len(self.net.layers) + 1, index, duals))
             sizes = size[index].repeat(2)
             found = certified(self.net, both, sizes, duals.to(torch.float64), None, self.coupled, self.terms)
             low, high = found.split(len(index))

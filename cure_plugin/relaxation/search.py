@@ -16,6 +16,7 @@ from cure_plugin.relaxation.dual import Domain, Dual, Duals, Found
 from cure_plugin.relaxation.optimise import Ascent, Best, climb
 from cure_plugin.relaxation.recheck import certified
 from cure_plugin.relaxation.root import WORKING, Root
+from cure_plugin.relaxation.trace import Trace
 
 _ROOT = Ascent(50)
 
@@ -63,18 +64,20 @@ class Searched:
     depth: int
 
 
-def search(start: Root, limits: Limits, is_counterexample: Refute) -> Searched:
+def search(start: Root, limits: Limits, is_counterexample: Refute, trace: Trace | None = None) -> Searched:
     """Prove all margins of ``start`` positive, or end where a point is none.
 
     Args:
         is_counterexample: given inputs (R, n), which may stick out of the set by rounding, and whether to look around
             them too: whether one was found.
+        trace: takes the subdomains that are proved.
     """
-    return _Search(start, limits, is_counterexample).run()
+    return _Search(start, limits, is_counterexample, trace).run()
 
 
 class _Search:
-    def __init__(self, start: Root, limits: Limits, is_counterexample: Refute) -> None:
+    def __init__(self, start: Root, limits: Limits, is_counterexample: Refute, trace: Trace | None = None) -> None:
+        self.trace = trace
         self.start, self.limits, self.is_counterexample = start, limits, is_counterexample
         self.deadline = time.monotonic() + limits.seconds
         self.dual = Dual(start.net, start.coupled)
@@ -192,6 +195,9 @@ class _Search:
         proved = bound > 0
         if bool(proved.any()):
             self.proved_least = min(self.proved_least, float(bound[proved].min()))
+            if self.trace is not None:
+                some = done[proved]
+                self.trace.leaves.append((classes[some], signs[some], duals.select(some)))
         left = torch.ones(len(classes), dtype=torch.bool)
         left[done[proved]] = False
         return left.nonzero().flatten()
