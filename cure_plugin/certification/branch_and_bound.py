@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -17,8 +17,12 @@ from cure_plugin.checks import check_count, check_number
 from cure_plugin.errors import SpecError
 from cure_plugin.relaxation.root import root
 from cure_plugin.relaxation.search import Limits, Searched, search
+from cure_plugin.relaxation.tighten import tighten, worthwhile
 from cure_plugin.relaxation.trace import Trace
 from cure_plugin.sets import PerturbationBox, PerturbationLpBall, PerturbationSet
+
+_FIRST, _TIGHTENED = 0.15, 0.4
+"""Shares of the time until a search starts again with tighter boxes of its last layer: when these are made."""
 
 _DESCENT = 60
 """Steps of the attack where a subdomain is convex and still not proved."""
@@ -103,6 +107,13 @@ class BranchAndBound(Method):
                     points = region.ascend(points.detach(), gradient, 0.2 * 0.9**step)
             return False
 
-        left = self.seconds - (time.monotonic() - started)
-        found = search(start, Limits(left, self.nodes, self.batch), is_counterexample, trace)
+        def limits(share: float) -> Limits:
+            return Limits(share * self.seconds - (time.monotonic() - started), self.nodes, self.batch)
+
+        twice = trace is None and worthwhile(start)
+        found = search(start, limits(_FIRST if twice else 1.0), is_counterexample, trace)
+        if twice and not found.proved and not reached and found.nodes < self.nodes:
+            better = tighten(start, limits(_TIGHTENED))
+            again = search(better, limits(1.0), is_counterexample)
+            found = replace(again, nodes=found.nodes + again.nodes, margin=max(found.margin, again.margin))
         return found, reached[-1] if reached else None

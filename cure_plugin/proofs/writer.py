@@ -123,11 +123,8 @@ def _image(trace: Trace, y: Tensor, perturbation: PerturbationSet) -> Arrays:
     yield "label", np.array(label)
     yield "coupled", np.array(perturbation.shared_budget)
     counts: dict[int, int] = {}
-    for k, layer in enumerate(net.layers, 1):
-        lower = torch.full((len(net.net.biases[k - 1]),), -math.inf, dtype=torch.float64)
-        upper = torch.zeros_like(lower)
-        lower[layer.kept] = torch.cat([layer.lower, layer.outputs[0][layer.unstable :]])
-        upper[layer.kept] = torch.cat([layer.upper, layer.outputs[1][layer.unstable :]])
+    for k in range(1, len(net.layers) + 1):
+        lower, upper = net.boxes(k)
         yield f"lower/{k}", lower.numpy()
         yield f"upper/{k}", upper.numpy()
     for k, index, found in trace.boxes:

@@ -111,6 +111,15 @@ class ReducedNet:
             return self.start.x + self.start.low, self.start.x + self.start.high
         return self.layers[j - 1].outputs
 
+    def boxes(self, k: int) -> tuple[Tensor, Tensor]:
+        """(lower, upper) of all inputs of ReLU layer ``k`` (n_k,); -inf and 0 where they are never positive."""
+        layer = self.layers[k - 1]
+        lower = torch.full((len(self.net.biases[k - 1]),), -torch.inf, dtype=torch.float64)
+        upper = torch.zeros_like(lower)
+        lower[layer.kept] = torch.cat([layer.lower, layer.outputs[0][layer.unstable :]])
+        upper[layer.kept] = torch.cat([layer.upper, layer.outputs[1][layer.unstable :]])
+        return lower, upper
+
     def add(self, lower: Tensor, upper: Tensor, clean: Tensor, radius: float, sizes: Tensor) -> None:
         """The next layer, of bounds, clean values and sizes of all its inputs (n_k,), float64."""
         rows = self.rows(len(self.layers) + 1)

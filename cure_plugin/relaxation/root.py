@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from auto_LiRPA import BoundedModule
@@ -57,6 +57,7 @@ class Root:
     exact: ReducedNet
     net: ReducedNet
     margins: Rows
+    y: int
     sizes: Tensor
     coupled: bool
     terms: int
@@ -102,13 +103,35 @@ def root(
         radius += boxes.rounding * float(size.norm())  # of the clean values
         boxes.net.add(lower, upper, clean[k - 1], radius, size)
     net = trace.net = boxes.net
-    rows = net.rows(len(affine.names) + 1)
-    others = torch.tensor([j for j in range(len(rows)) if j != y])
-    margins = Rows(
-        {j: weight[y] - weight[others] for j, weight in rows.weights.items()}, rows.bias[y] - rows.bias[others]
-    )
     final = sizes[bounded.final_node().name][0].double() * _ROUNDED
-    return Root(net, net.to(WORKING), margins, final[y] + final[others], coupled, boxes.terms)
+    others = _others(net, y)
+    return Root(net, net.to(WORKING), _margins(net, y), y, final[y] + final[others], coupled, boxes.terms)
+
+
+def tightened(start: Root, lower: Tensor, upper: Tensor) -> Root:
+    """The same with other bounds of the last layer's unstable neurons (u,)."""
+    old = start.exact
+    k, layer = len(old.layers), old.layers[-1]
+    all_lower, all_upper = old.boxes(k)
+    unstable = layer.kept[: layer.unstable]
+    all_lower[unstable], all_upper[unstable] = lower, upper
+    sizes = torch.zeros_like(all_lower)
+    sizes[layer.kept] = layer.sizes
+    clean = old.net.forward(old.start.x[None])[k - 1][0]
+    net = ReducedNet(old.net, old.start, old.layers[:-1])
+    net.add(torch.minimum(all_lower, clean), torch.maximum(all_upper, clean), clean, layer.radius, sizes)
+    return replace(start, exact=net, net=net.to(WORKING), margins=_margins(net, start.y))
+
+
+def _others(net: ReducedNet, y: int) -> Tensor:
+    return torch.tensor([j for j in range(len(net.net.biases[-1])) if j != y])
+
+
+def _margins(net: ReducedNet, y: int) -> Rows:
+    """z_y - z_j of the other classes."""
+    rows, others = net.rows(len(net.layers) + 1), _others(net, y)
+    weights = {j: weight[y] - weight[others] for j, weight in rows.weights.items()}
+    return Rows(weights, rows.bias[y] - rows.bias[others])
 
 
 @dataclass(frozen=True)

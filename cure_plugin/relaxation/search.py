@@ -87,11 +87,27 @@ class _Search:
         largest = float(start.exact.net.forward(start.exact.start.x[None])[-1].abs().max())
         self.target = _CLOSE * max(1.0, largest)
         self.nodes = self.depth = 0
-        self.proved_least = math.inf
+        self.proved_least = torch.full((len(self.rows),), math.inf, dtype=torch.float64)
         self.refuted = False
         self.scale = torch.ones(1, self.count)
 
     def run(self) -> Searched:
+        pool = self._begin()
+        if isinstance(pool, Searched):
+            return pool
+        while len(pool):
+            if self._spent() or pool.full():
+                return self._open(pool.worst())
+            outcome = self._step(pool)
+            if outcome is not None:
+                return outcome
+        return self._proved()
+
+    def _spent(self) -> bool:
+        return time.monotonic() > self.deadline or self.nodes >= self.limits.nodes
+
+    def _begin(self) -> _Pool | Searched:
+        """The subdomains to start from, or what ends the search at once."""
         everything = torch.zeros(len(self.rows), self.count, dtype=torch.int8)
         classes = torch.arange(len(self.rows))
         best = climb(self.dual, self.rows, self.dual.start(self.rows), _ROOT, target=self.target)
@@ -105,21 +121,18 @@ class _Search:
             return self._open(float(best.value[open_].min()))
         last, chosen = self._evaluated(best, open_, classes, None)
         self.scale = _usual(last.coefficients, self.dual)
-        pool = _Pool(self.count, best.duals.multipliers.shape[1], self.limits.bytes)
+        pool = _Pool(len(self.rows), self.count, best.duals.multipliers.shape[1], self.limits.bytes)
         pool.push(
             open_, everything[open_], best.value[open_], best.duals.select(open_), self._candidates(last, chosen, None)
         )
-        while len(pool):
-            if time.monotonic() > self.deadline or self.nodes >= self.limits.nodes or pool.full():
-                return self._open(pool.worst())
-            outcome = self._step(pool)
-            if outcome is not None:
-                return outcome
-        return self._proved()
+        return pool
+
+    def _pop(self, pool: _Pool) -> tuple[Tensor, Tensor, Tensor, Duals, Tensor]:
+        return pool.pop(max(1, self.limits.batch // 2))
 
     def _step(self, pool: _Pool) -> Searched | None:
         """Split the worst subdomains; what ends the search, if anything does."""
-        classes, signs, bounds, duals, candidates = pool.pop(max(1, self.limits.batch // 2))
+        classes, signs, bounds, duals, candidates = self._pop(pool)
         neurons = self._choose(classes, signs, bounds, duals, candidates)
         twice = torch.cat([torch.arange(len(classes))] * 2)
         sides = torch.cat([torch.ones(len(classes)), -torch.ones(len(classes))])
@@ -181,26 +194,21 @@ class _Search:
         done = (value > self.target).nonzero().flatten()
         if len(done) == 0:
             return torch.arange(len(classes))
-        domain = Domain(signs[done].double())
-        index = classes[done]
-        bound = certified(
-            self.start.exact,
-            self.start.margins.select(index),
-            self.start.sizes[index],
-            duals.select(done).to(torch.float64),
-            domain,
-            self.start.coupled,
-            self.start.terms,
-        )
+        bound = self._certified(classes[done], signs[done], duals.select(done))
         proved = bound > 0
-        if bool(proved.any()):
-            self.proved_least = min(self.proved_least, float(bound[proved].min()))
-            if self.trace is not None:
-                some = done[proved]
-                self.trace.leaves.append((classes[some], signs[some], duals.select(some)))
+        self.proved_least.scatter_reduce_(0, classes[done[proved]], bound[proved], "amin")
+        if self.trace is not None and bool(proved.any()):
+            some = done[proved]
+            self.trace.leaves.append((classes[some], signs[some], duals.select(some)))
         left = torch.ones(len(classes), dtype=torch.bool)
         left[done[proved]] = False
         return left.nonzero().flatten()
+
+    def _certified(self, classes: Tensor, signs: Tensor, duals: Duals) -> Tensor:
+        """Bounds of subdomains in float64, less what rounding can have added."""
+        start, domain = self.start, Domain(signs.double())
+        rows, sizes = start.margins.select(classes), start.sizes[classes]
+        return certified(start.exact, rows, sizes, duals.to(torch.float64), domain, start.coupled, start.terms)
 
     def _look(self, found: Found, closely: bool = False) -> None:
         """Whether the dual's own minimisers are counterexamples; ``closely``: or what lies near them."""
@@ -245,11 +253,11 @@ class _Search:
         return candidates.gather(1, score.argmax(1, keepdim=True)).squeeze(1)
 
     def _proved(self) -> Searched:
-        return Searched(True, self.proved_least, self.nodes, self.depth)
+        return Searched(True, float(self.proved_least.min()), self.nodes, self.depth)
 
     def _open(self, worst: float) -> Searched:
         """``worst``: the smallest bound of what is left, in the working precision."""
-        return Searched(False, min(worst, self.proved_least), self.nodes, self.depth)
+        return Searched(False, min(worst, float(self.proved_least.min())), self.nodes, self.depth)
 
 
 def _usual(coefficients: Tensor, dual: Dual) -> Tensor:
@@ -263,26 +271,26 @@ def _usual(coefficients: Tensor, dual: Dual) -> Tensor:
 
 
 class _Pool:
-    """Subdomains that wait, the worst bound first, in rows of a few tensors."""
+    """Subdomains that wait, of each row the worst bound first, in rows of a few tensors."""
 
-    def __init__(self, neurons: int, layers: int, limit: int) -> None:
+    def __init__(self, rows: int, neurons: int, layers: int, limit: int) -> None:
         each = neurons * 9 + layers * 4 + 64
         self._most = max(256, limit // each)
-        self._heap: list[tuple[float, int]] = []
+        self._heaps: list[list[tuple[float, int]]] = [[] for _ in range(rows)]
         self._free: list[int] = []
         self._kept: dict[str, Tensor] = {}
         self._size = 0
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return sum(map(len, self._heaps))
 
     def full(self) -> bool:
         """Whether the limit is reached."""
-        return len(self._heap) >= self._most
+        return len(self) >= self._most
 
     def worst(self) -> float:
         """The smallest bound."""
-        return self._heap[0][0]
+        return min(heap[0][0] for heap in self._heaps if heap)
 
     def push(self, classes: Tensor, signs: Tensor, bounds: Tensor, duals: Duals, candidates: Tensor) -> None:
         values: dict[str, Tensor] = {"classes": classes, "signs": signs, "bounds": bounds, "candidates": candidates}
@@ -292,8 +300,8 @@ class _Pool:
         places = torch.tensor([self._free.pop() for _ in range(len(classes))])
         for name, value in values.items():
             self._kept[name][places] = value
-        for bound, place in zip(bounds.tolist(), places.tolist(), strict=True):
-            heapq.heappush(self._heap, (bound, place))
+        for row, bound, place in zip(classes.tolist(), bounds.tolist(), places.tolist(), strict=True):
+            heapq.heappush(self._heaps[row], (bound, place))
 
     def _grow(self, like: dict[str, Tensor]) -> None:
         more = max(256, self._size)
@@ -305,7 +313,20 @@ class _Pool:
 
     def pop(self, count: int) -> tuple[Tensor, Tensor, Tensor, Duals, Tensor]:
         """The ``count`` worst: classes, signs, bounds, duals, candidates."""
-        places = [heapq.heappop(self._heap)[1] for _ in range(min(count, len(self._heap)))]
+        waiting = [heap for heap in self._heaps if heap]
+        places: list[int] = []
+        while waiting and len(places) < count:
+            heap = min(waiting, key=lambda one: one[0])
+            places.append(heapq.heappop(heap)[1])
+            if not heap:
+                waiting.remove(heap)
+        return self._taken(places)
+
+    def pop_each(self, count: int) -> tuple[Tensor, Tensor, Tensor, Duals, Tensor]:
+        """The ``count`` worst of every row."""
+        return self._taken([heapq.heappop(heap)[1] for heap in self._heaps for _ in range(min(count, len(heap)))])
+
+    def _taken(self, places: list[int]) -> tuple[Tensor, Tensor, Tensor, Duals, Tensor]:
         self._free += places
         index = torch.tensor(places)
         found: dict[str, Any] = {name: value[index] for name, value in self._kept.items()}

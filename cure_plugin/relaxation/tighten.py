@@ -1,0 +1,64 @@
+"""Tighter boxes of the last hidden layer by branch and bound: what every class and every subdomain gains from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cure_plugin.relaxation.dual import Duals
+from cure_plugin.relaxation.reduced import ReducedNet, Rows
+from cure_plugin.relaxation.root import WORKING, Root, tightened
+from cure_plugin.relaxation.search import Limits, Searched, _Pool, _Search
+
+_MOST = 64
+"""Unstable neurons up to which it pays: a step splits subdomains of every end of every box."""
+
+_CHUNK = 256
+"""Subdomains bounded in float64 at a time."""
+
+
+def worthwhile(start: Root) -> bool:
+    """Whether :func:`tighten` is for it: nets of several layers, few unstable neurons in the last."""
+    layers = start.exact.layers
+    return len(layers) > 1 and 0 < layers[-1].unstable <= _MOST
+
+
+def tighten(start: Root, limits: Limits) -> Root:
+    """``start`` with tighter boxes of its last hidden layer."""
+    layers = start.exact.layers
+    layer, unstable = layers[-1], layers[-1].unstable
+    below = ReducedNet(start.exact.net, start.exact.start, layers[:-1])
+    weights = {j: weight[:unstable] for j, weight in layer.weights.items()}
+    bias = layer.bias[:unstable]
+    rows = Rows({j: torch.cat([w, -w]) for j, w in weights.items()}, torch.cat([bias, -bias]))
+    sizes = layer.sizes[:unstable].repeat(2)
+    ends = Root(below, below.to(WORKING), rows, start.y, sizes, start.coupled, start.terms)
+    bounds = _Ends(ends, limits).bounds()
+    if bounds is None:
+        return start
+    lower, upper = torch.maximum(layer.lower, bounds[:unstable]), torch.minimum(layer.upper, -bounds[unstable:])
+    return tightened(start, lower, upper)
+
+
+class _Ends(_Search):
+    """Lower bounds of all rows alike: of each, its worst subdomain is split."""
+
+    def __init__(self, start: Root, limits: Limits) -> None:
+        super().__init__(start, limits, lambda *_: False)
+
+    def bounds(self) -> Tensor | None:
+        """(R,) in float64; None where a subdomain stays that no split helps."""
+        pool = self._begin()
+        if isinstance(pool, Searched):
+            return self.proved_least if pool.proved else None
+        while len(pool) and not self._spent() and not pool.full():
+            if self._step(pool) is not None:
+                return None
+        found = self.proved_least.clone()
+        while len(pool):
+            classes, signs, _, duals, _ = pool.pop(_CHUNK)
+            found.scatter_reduce_(0, classes, self._certified(classes, signs, duals), "amin")
+        return found
+
+    def _pop(self, pool: _Pool) -> tuple[Tensor, Tensor, Tensor, Duals, Tensor]:
+        return pool.pop_each(1)
