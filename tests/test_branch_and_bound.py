@@ -20,6 +20,7 @@ from cure_plugin.bounds.module import bounded_module
 from cure_plugin.certification import BranchAndBound, Certifier
 from cure_plugin.relaxation.affine import affine_net
 from cure_plugin.relaxation.dual import Domain, Dual, Duals
+from cure_plugin.relaxation.products import Product
 from cure_plugin.relaxation.recheck import certified
 from cure_plugin.relaxation.root import Root, root
 from cure_plugin.relaxation.search import Limits, _Search
@@ -314,3 +315,16 @@ def test_radii_behind_matrices_whose_own_norm_is_not_computed(monkeypatch: pytes
     norms = [float(torch.linalg.matrix_norm(layer.weight.double(), 2)) for layer in (net[1], net[3])]
     for own, whole, reach in zip(*radii, (0.2 * norms[0], 0.2 * norms[0] * norms[1]), strict=True):
         assert own <= whole * (1 + 1e-6) and whole <= reach * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sparse_products_are_the_dense_ones(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for share in (0.05, 0.9):
+        matrix = torch.randn(200, 300, generator=generator, dtype=dtype)
+        matrix *= torch.rand(200, 300, generator=generator) < share
+        product, down, up = Product(matrix), torch.randn(5, 200).to(dtype), torch.randn(5, 300).to(dtype)
+        assert (product._sparse is not None) == (share < 0.5)
+        assert torch.allclose(product.down(down), down @ matrix, atol=1e-4)
+        assert torch.allclose(product.up(up), up @ matrix.T, atol=1e-4)
+        assert torch.allclose(product.up(up[0]), up[0] @ matrix.T, atol=1e-4)

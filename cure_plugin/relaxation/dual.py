@@ -119,7 +119,6 @@ class Dual:
             torch.cat([net.start.x[:0], *(getattr(layer, name) for layer in net.layers)])
             for name in ("lower", "upper", "clean")
         )
-        self.transposed = [{j: weight.T for j, weight in layer.weights.items()} for layer in net.layers]
 
     def start(self, rows: Rows) -> Duals:
         """Duals to start from: the slopes that the ReLUs have at the clean input, or CROWN's."""
@@ -159,8 +158,8 @@ class Dual:
             down.append(passed)
             g = torch.cat([passed.g, a[:, layer.unstable :]], 1)
             value += offset + g @ layer.bias
-            for j, weight in layer.weights.items():
-                over[j] = g @ weight if j not in over else torch.addmm(over[j], g, weight)
+            for j, product in layer.products.items():
+                over[j] = product.down(g) if j not in over else over[j] + product.down(g)
         first = over.get(0)
         if first is None:
             first = value.new_zeros(count, len(self.net.start.x))
@@ -206,8 +205,8 @@ class Dual:
     def _up(self, down: list[_Passed], value: Tensor, multipliers: Tensor, budget: Tensor, point: Tensor) -> Found:
         outputs: list[Tensor] = [self.net.start.x + point]
         by_slope, by_split, reached = [], [], []
-        for k, (layer, passed) in enumerate(zip(self.net.layers, down, strict=True)):
-            z = sum((outputs[j] @ weight for j, weight in self.transposed[k].items()), layer.bias)
+        for layer, passed in zip(self.net.layers, down, strict=True):
+            z = sum((product.up(outputs[j]) for j, product in layer.products.items()), layer.bias)
             if z.ndim == 1:
                 z = z.expand(len(value), -1)
             before = z[:, : layer.unstable]

@@ -45,8 +45,8 @@ def certified(
         passed = torch.cat([g, a[:, layer.unstable :]], 1)
         value += h + passed @ layer.bias
         error += (forms + growth(layer.unstable + 8, torch.float64)) * size + factor * (passed.abs() @ layer.sizes)
-        for j, weight in layer.weights.items():
-            over[j] = passed @ weight if j not in over else over[j] + passed @ weight
+        for j, product in layer.products.items():
+            over[j] = product.down(passed) if j not in over else over[j] + product.down(passed)
     first = over.get(0)
     if first is not None:
         inputs, sums = net.start, growth(first.shape[1] + _FORMS, torch.float64)

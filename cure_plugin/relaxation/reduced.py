@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cure_plugin.relaxation.affine import AffineNet
 from cure_plugin.relaxation.inputs import InputSet
+from cure_plugin.relaxation.products import Product
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Layer:
     def chord(self) -> Tensor:
         """Slopes of the lines through the ends of the unstable neurons' ReLUs, (u,)."""
         return self.upper / (self.upper - self.lower)
+
+    @cached_property
+    def products(self) -> Mapping[int, Product]:
+        """Products with the ``weights``."""
+        return {j: Product(weight) for j, weight in self.weights.items()}
 
     def to(self, dtype: torch.dtype) -> Layer:
         """The same in another precision; bounds are rounded outwards."""
