@@ -121,7 +121,7 @@ class Bounder:
         proved: list[Tensor] = []
         layers: list[LayerBounds] = []
         for index in torch.arange(len(whole.y)).split(self.batch(method)):
-            piece = whole.select(index)
+            piece = whole if len(index) == len(whole.y) else whole.select(index)
             found = method.bounds(self, piece)
             lower.append(found.lower)
             layers += [found.layers] if found.layers else []

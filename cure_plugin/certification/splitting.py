@@ -76,7 +76,9 @@ class Splitting(Method):
         def prove(x: Tensor, y: Tensor, pieces: PerturbationSet, method: str, known: LayerBounds | None) -> Found:
             region = pieces.around(x)
             found = METHODS.make(method).run(Work(bounder=work.bounder, region=region, y=y, known=known))
-            return replace(found, layers=work.bounder.widened(region, found.layers)) if found.layers else found
+            if found.layers is None or bool(found.proved.all()):  # nothing that parts could use, or no parts
+                return found
+            return replace(found, layers=work.bounder.widened(region, found.layers))
 
         def attack(x: Tensor, y: Tensor, pieces: PerturbationSet) -> Tensor | None:
             points = pgd(work.bounder.net, x, y, pieces, _ATTACK, starts)
@@ -125,10 +127,6 @@ class _Open:
     piece: PerturbationSet = field(compare=False)
     known: LayerBounds | None = field(compare=False, default=None)
 
-    def goes_with(self, other: _Open) -> bool:
-        """Whether the two can be bounded at a time."""
-        return self.method == other.method and (self.known is None) == (other.known is None)
-
 
 def prove_by_splitting(
     prove: Prove,
@@ -164,7 +162,7 @@ def prove_by_splitting(
         method = pending[0].method
         count = batch_size if method == 0 else min(_COSTLY_PIECES, batch_size)
         chosen = [heapq.heappop(pending)]
-        while pending and pending[0].goes_with(chosen[0]) and len(chosen) < count:
+        while pending and pending[0].method == method and len(chosen) < count:
             chosen.append(heapq.heappop(pending))
         pieces += len(chosen) if method == 0 else 0
         if pieces > budget:
@@ -195,7 +193,7 @@ def _bounded(
 ) -> tuple[list[_Open], list[bool]]:
     """Several pieces of one image's set with what ``method`` found of them, and which of them are proved."""
     before = [one.known for one in chosen if one.known]
-    known = LayerBounds.join(before) if before else None
+    known = LayerBounds.join(before) if len(before) == len(chosen) else None
     found = prove(*_batch(x, y, [one.piece for one in chosen]), method, known)
     bounded = []
     for index, (one, bound) in enumerate(zip(chosen, found.margins.tolist(), strict=True)):
