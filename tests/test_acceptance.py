@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from cure_plugin import PerturbationLpBall
 from cure_plugin.attacks import worst_margin_loss
 from cure_plugin.bounds import module, operators, rounding
+from cure_plugin.bounds.margins import crown_bounds
 from cure_plugin.bounds.module import bounded_module
 from cure_plugin.bounds.operators import OPERATORS, table
 from cure_plugin.bounds.rounding import growth, required_margins
 from cure_plugin.certification import AlphaCrown, Certifier, Crown, IbpBound, Piece
+from cure_plugin.certification.bounder import Bounder
 from cure_plugin.errors import SpecError
 
 OLD = auto_LiRPA.__version__ == "0.3"
@@ -347,6 +349,28 @@ def test_what_float32_leaves_open_is_bounded_again_in_float64() -> None:
     assert wide is not None
     copied = wide.net[-1].bias
     assert copied.dtype == torch.float64 and torch.equal(copied.float(), net[-1].bias)  # it follows the net
+
+
+def test_boxes_of_float32_spare_float64_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widened they hold float64's, and what CROWN leaves open in float32 is proved over them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2)).eval()
+    x, ball = torch.rand(1, 16), PerturbationLpBall(math.inf, 0.1)
+    bounder = Bounder(net, (16,), 1, 1.0)
+    wide = bounder._in_float64()
+    assert wide is not None
+    y = net(x).argmax(1)
+    with torch.no_grad():
+        net[-1].bias[y] -= crown_bounds(bounder.bounded, x, y, ball).margins.flatten() - 2e-6
+    known = bounder.widened(ball.around(x), crown_bounds(bounder.bounded, x, y, ball))
+    exact = crown_bounds(wide.bounded, x.double(), y, ball).boxes
+    assert len(exact) == 2
+    for name, (low, high) in known.boxes.items():
+        assert bool((low < exact[name][0]).all() and (high > exact[name][1]).all())
+        assert float((exact[name][0] - low).max()) < 1e-3
+    monkeypatch.setattr(wide, "bound", None)  # which would compute them again
+    found = bounder.bound(Piece(region=ball.around(x), y=y), Crown())
+    assert 0 < float(found.lower) < 1e-5 and bool(found.proved)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -11,7 +11,9 @@ from torch import nn
 
 from cure_plugin import PerturbationGeometric, PerturbationPatch, PerturbationSet
 from cure_plugin.attacks import find_counterexample
+from cure_plugin.bounds.margins import LayerBounds, crown_bounds
 from cure_plugin.certification import Certifier, Crown, Found, Splitting
+from cure_plugin.certification.bounder import Bounder
 from cure_plugin.certification.splitting import prove_by_splitting
 from cure_plugin.checkpoint import load_net
 from cure_plugin.datasets import load_data
@@ -84,12 +86,44 @@ def test_the_margin_of_a_failed_split_is_a_bound_of_the_whole() -> None:
     x, y = torch.rand(1, 1, 5, 2), torch.zeros(1, dtype=torch.long)
     whole = PerturbationPatch(2, 2)  # rows 0 to 2, and row 3 alone
 
-    def prove(x: torch.Tensor, _: torch.Tensor, pieces: PerturbationSet, __: str) -> Found:
+    def prove(x: torch.Tensor, y: torch.Tensor, pieces: PerturbationSet, *_: object) -> Found:
         lower = torch.where(pieces.positions(x)[:, 0] == 3, -1.0, -5.0)  # type: ignore[attr-defined]
         return Found(lower, lower > 0)
 
     result = prove_by_splitting(prove, lambda *_: None, x, y, whole, 100, 8)
     assert not result.proved and result.margin == -5.0
+
+
+def test_what_is_known_of_a_piece_helps_with_its_parts(net: nn.Module) -> None:
+    """Neurons that do not bend over the piece are not bounded again, and margins stay what they are."""
+    bounder = Bounder(net, (1, 28, 28), 1, 4.0)
+    x, y = load_data("mnist-slice", False).batch(slice(0, 1))
+    whole = PerturbationGeometric.parse("R(4)")
+    known = bounder.widened(whole.around(x), crown_bounds(bounder.bounded, x, y, whole))
+    for part in whole.split(x):
+        alone = crown_bounds(bounder.bounded, x, y, part)
+        helped = crown_bounds(bounder.bounded, x, y, part, hints=known.boxes)
+        assert torch.allclose(alone.margins, helped.margins, rtol=1e-3, atol=1e-3)
+        for name, (low, high) in list(known.boxes.items())[1:]:
+            still = (low >= 0) | (high <= 0)
+            bends = (alone.boxes[name][0] < 0) & (alone.boxes[name][1] > 0)
+            assert bool(still.any()) and not bool((still & bends).any())
+            assert torch.equal(helped.boxes[name][0][still], low[still])
+
+
+def test_parts_are_bounded_with_what_is_known_of_the_piece() -> None:
+    x, y = torch.rand(1, 1, 5, 2), torch.zeros(1, dtype=torch.long)
+    heard: list[LayerBounds | None] = []
+
+    def prove(x: torch.Tensor, y: torch.Tensor, pieces: PerturbationSet, _: str, known: LayerBounds | None) -> Found:
+        heard.append(known)
+        number = torch.full((len(x),), float(len(heard)))
+        layers = LayerBounds(number[:, None], {}, torch.zeros(len(x)).bool(), torch.zeros(len(x)).long())
+        return Found(number, number > 1, layers=layers)
+
+    assert prove_by_splitting(prove, lambda *_: None, x, y, PerturbationGeometric.parse("R(1)"), 99, 8).proved
+    assert heard[0] is None and heard[1] is not None
+    assert heard[1].margins.tolist() == [[1.0], [1.0]]
 
 
 def test_a_partition_that_covers_nothing_proves_nothing() -> None:

@@ -82,21 +82,25 @@ def lower_margins(
     y: Tensor,
     perturbation: PerturbationSet,
     method: str = "IBP",
-    classes: int | None = None,
     boxes: dict[str, NodeBox] | None = None,
+    hints: dict[str, NodeBox] | None = None,
 ) -> Tensor:
     """Lower bounds of z_y - z_j for j != y over the set around ``x``, (B, C - 1).
 
     Args:
         bounded: auto_LiRPA's wrapper of the net.
         method: any of auto_LiRPA's, e.g. IBP, CROWN-IBP, CROWN, alpha-CROWN.
-        classes: number of logits; default: the net's own.
         boxes: known bounds of the ReLUs' inputs by node name, taken instead of computing them.
+        hints: the same, taken where they show that a ReLU does not bend; where one may, CROWN computes its own.
     """
     check_set(perturbation)
     check_pair(x, y, bounded)
-    specification = margin_matrix(y, classes or int(bounded.final_shape[-1])).to(x)
-    given = {BOXES_ARGUMENT: {name: [*box] for name, box in boxes.items()}} if boxes else {}
+    specification = margin_matrix(y, int(bounded.final_shape[-1])).to(x)
+    given: dict[str, dict[str, list[Tensor]]] = {
+        argument: {name: [end.to(x) for end in box] for name, box in known.items()}
+        for argument, known in ((BOXES_ARGUMENT, boxes), ("aux_reference_bounds", hints))
+        if known
+    }
     with default_dtype(x.dtype):
         lower, _ = bounded.compute_bounds(
             x=(BoundedTensor(x, perturbation),), C=specification, method=method, bound_upper=False, **given
@@ -110,10 +114,20 @@ def relu_boxes(bounded: BoundedModule) -> dict[str, NodeBox]:
     return {node.name: (node.lower.detach(), node.upper.detach()) for node in inner if node.perturbed}
 
 
-def crown_bounds(bounded: BoundedModule, x: Tensor, y: Tensor, perturbation: PerturbationSet) -> LayerBounds:
-    """CROWN's margins, and the boxes of the ReLUs' inputs that it computed on the way (those it needed)."""
+def crown_bounds(
+    bounded: BoundedModule,
+    x: Tensor,
+    y: Tensor,
+    perturbation: PerturbationSet,
+    boxes: dict[str, NodeBox] | None = None,
+    hints: dict[str, NodeBox] | None = None,
+) -> LayerBounds:
+    """CROWN's margins, and the boxes of the ReLUs' inputs that it computed on the way (those it needed).
+
+    Arguments as of :func:`lower_margins`.
+    """
     with torch.no_grad():
-        margins = lower_margins(bounded, x, y, perturbation, "CROWN")
+        margins = lower_margins(bounded, x, y, perturbation, "CROWN", boxes=boxes, hints=hints)
     none = torch.zeros(len(margins), dtype=torch.long, device=margins.device)
     return LayerBounds(margins, relu_boxes(bounded), none.bool(), none)
 

@@ -105,6 +105,20 @@ def node_sizes(
     return None if both is None else {name: size[: len(x)] for name, size in both.items() if _is_size(size)}
 
 
+def widened(
+    bounded: BoundedModule, x: Tensor, perturbation: PerturbationSet, boxes: dict[str, NodeBox]
+) -> dict[str, NodeBox]:
+    """``boxes`` of nodes, by name, made to hold whatever rounding did; none where some node has no rule.
+
+    Arguments as of :func:`required_margins`.
+    """
+    sizes = node_sizes(bounded, x, perturbation, boxes)
+    if sizes is None:
+        return {}
+    factor = growth(terms_along(bounded, x) + _STEPS, x.dtype)  # the widening itself is rounded too
+    return {name: (low - factor * sizes[name], high + factor * sizes[name]) for name, (low, high) in boxes.items()}
+
+
 def _is_size(size: Any) -> bool:
     return isinstance(size, Tensor) and size.ndim > 0
 

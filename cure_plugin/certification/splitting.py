@@ -6,20 +6,21 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from cure_plugin.attacks import Pgd, pgd, worst_margin_loss
+from cure_plugin.bounds.margins import LayerBounds
 from cure_plugin.certification.method import METHODS, Found, Method, Work
 from cure_plugin.checks import check_count
 from cure_plugin.errors import SpecError
 from cure_plugin.sets import PerturbationSet
 
-Prove = Callable[[Tensor, Tensor, PerturbationSet, str], Found]
-"""(x (B, *input), y (B,), set, name of a method) -> what the method finds."""
+Prove = Callable[[Tensor, Tensor, PerturbationSet, str, LayerBounds | None], Found]
+"""(x (B, *input), y (B,), set, name of a method, what is known of layers) -> what the method finds."""
 
 Refute = Callable[[Tensor, Tensor, PerturbationSet], Tensor | None]
 """(x (B, *input), y (B,), set) -> a misclassified point (*input) of one of the images' sets, or None."""
@@ -72,8 +73,12 @@ class Splitting(Method):
         """What splitting finds of a single image, (1, *input)."""
         starts = work.generator or torch.Generator(work.x.device).manual_seed(0)
 
-        def prove(x: Tensor, y: Tensor, pieces: PerturbationSet, method: str) -> Found:
-            return METHODS.make(method).run(Work(bounder=work.bounder, region=pieces.around(x), y=y))
+        def prove(x: Tensor, y: Tensor, pieces: PerturbationSet, method: str, known: LayerBounds | None) -> Found:
+            region = pieces.around(x)
+            found = METHODS.make(method).run(Work(bounder=work.bounder, region=region, y=y, known=known))
+            if found.layers is None or bool(found.proved.all()):  # nothing that parts could use, or no parts
+                return found
+            return replace(found, layers=work.bounder.widened(region, found.layers))
 
         def attack(x: Tensor, y: Tensor, pieces: PerturbationSet) -> Tensor | None:
             points = pgd(work.bounder.net, x, y, pieces, _ATTACK, starts)
@@ -109,12 +114,18 @@ class SplitResult:
 
 @dataclass(frozen=True, order=True)
 class _Open:
-    """A piece not yet proved: its best bound, the index of the next method, and what makes the order total."""
+    """A piece not yet proved.
+
+    Attributes:
+        bound: its best. method: index of the next one. tie: makes the order total.
+        known: bounds of layers over the piece, or over one that it is a part of.
+    """
 
     bound: float
     method: int
     tie: int
     piece: PerturbationSet = field(compare=False)
+    known: LayerBounds | None = field(compare=False, default=None)
 
 
 def prove_by_splitting(
@@ -132,7 +143,8 @@ def prove_by_splitting(
     a counterexample in a piece that no method proves, or at a piece that cannot be split further.
 
     Args:
-        prove: bounds pieces by one of the set's ``split_methods``, the cheapest of which comes first.
+        prove: bounds pieces by one of the set's ``split_methods``, the cheapest of which comes first, given what was
+            found of the layers over larger pieces.
         attack: tried on pieces that no method proves.
         x: one image (1, *input); y: its label (1,).
         budget: pieces to bound at most. batch_size: pieces to bound at a time.
@@ -155,32 +167,40 @@ def prove_by_splitting(
         pieces += len(chosen) if method == 0 else 0
         if pieces > budget:
             return SplitResult(False, pieces - len(chosen), chosen[0].bound)
-        bounds, proved = _bounds(prove, x, y, chosen, methods[method])
-        lowest = min(smallest, *bounds, *(other.bound for other in pending))
+        chosen, proved = _bounded(prove, x, y, chosen, methods[method])
+        lowest = min(smallest, *(one.bound for one in (*chosen, *pending)))
         failed = [one.piece for one, done in zip(chosen, proved, strict=True) if not done]
         if failed and method + 1 == len(methods):
             found = attack(*_batch(x, y, failed))
             if found is not None:
                 return SplitResult(False, pieces, lowest, found)
-        for one, bound, done in zip(chosen, bounds, proved, strict=True):
+        for one, done in zip(chosen, proved, strict=True):
             if done:
-                smallest = min(smallest, bound)
+                smallest = min(smallest, one.bound)
             elif method + 1 < len(methods):
-                heapq.heappush(pending, _Open(bound, method + 1, next(tie), one.piece))
+                heapq.heappush(pending, replace(one, method=method + 1, tie=next(tie)))
             else:
                 children = one.piece.split(x)
                 if not children:
                     return SplitResult(False, pieces, lowest)
                 for child in children:
-                    heapq.heappush(pending, _Open(bound, 0, next(tie), child))
+                    heapq.heappush(pending, _Open(one.bound, 0, next(tie), child, one.known))
     return SplitResult(True, pieces, smallest)
 
 
-def _bounds(prove: Prove, x: Tensor, y: Tensor, chosen: Sequence[_Open], method: str) -> tuple[list[float], list[bool]]:
-    """The best lower margins so far of several pieces of one image's set, and which of the pieces are proved."""
-    found = prove(*_batch(x, y, [one.piece for one in chosen]), method)
-    pairs = zip(chosen, found.margins.tolist(), strict=True)
-    return [one.bound if math.isnan(bound) else max(bound, one.bound) for one, bound in pairs], found.proved.tolist()
+def _bounded(
+    prove: Prove, x: Tensor, y: Tensor, chosen: Sequence[_Open], method: str
+) -> tuple[list[_Open], list[bool]]:
+    """Several pieces of one image's set with what ``method`` found of them, and which of them are proved."""
+    before = [one.known for one in chosen if one.known]
+    known = LayerBounds.join(before) if len(before) == len(chosen) else None
+    found = prove(*_batch(x, y, [one.piece for one in chosen]), method, known)
+    bounded = []
+    for index, (one, bound) in enumerate(zip(chosen, found.margins.tolist(), strict=True)):
+        best = one.bound if math.isnan(bound) else max(bound, one.bound)
+        layers = found.layers.select(torch.tensor([index])) if found.layers else one.known
+        bounded.append(replace(one, bound=best, known=layers))
+    return bounded, found.proved.tolist()
 
 
 def _batch(x: Tensor, y: Tensor, pieces: Sequence[PerturbationSet]) -> tuple[Tensor, Tensor, PerturbationSet]:
