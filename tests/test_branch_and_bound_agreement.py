@@ -110,7 +110,7 @@ def test_a_few_verdicts_agree_with_marabou(tmp_path: Path) -> None:
 def test_a_hundred_verdicts_agree_with_marabou(
     first: int, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """Marabou leaves up to a third of them open, now one and now another: its simplex meets degenerate bases."""
+    """Marabou leaves about a tenth of them open, now one and now another."""
     pytest.importorskip("maraboupy.MarabouCore", reason="Marabou is not installed")
     found = collections.Counter(verdicts(seed, tmp_path, 10) for seed in range(first, first + 10))
     record_property("verdicts", dict(found))
