@@ -6,11 +6,10 @@ import itertools
 import math
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from bound_checks import cancelling
-from scipy.optimize import linprog
+from searches import Recording, smallest_margin, unstable_values
 from torch import Tensor, nn
 
 import cure_plugin.relaxation.root as root_module
@@ -23,7 +22,7 @@ from cure_plugin.relaxation.dual import Domain, Dual, Duals
 from cure_plugin.relaxation.products import Product
 from cure_plugin.relaxation.recheck import certified
 from cure_plugin.relaxation.root import Root, root
-from cure_plugin.relaxation.search import Limits, _Search
+from cure_plugin.relaxation.search import Limits
 
 SETS: dict[str, Callable[[float], PerturbationSet]] = {
     "linf": lambda size: PerturbationLpBall(math.inf, size),
@@ -135,14 +134,8 @@ def test_any_duals_give_bounds_of_any_subdomain(name: str, kind: str) -> None:
         generator = torch.Generator().manual_seed(seed)
         region = perturbation.around(x.expand(2000, *x.shape[1:]))
         points = region.sample(generator)
+        signs_at = unstable_values(start, points).sign()
         values = start.exact.net.forward(points.flatten(1).double())
-        signs_at = torch.cat(
-            [
-                value[:, layer.kept[: layer.unstable]].sign()
-                for value, layer in zip(values, start.exact.layers, strict=False)
-            ],
-            1,
-        )
         margins = values[-1][:, int(y), None] - values[-1]
         margins = margins[:, [j for j in range(margins.shape[1]) if j != int(y)]]
         dual = Dual(start.exact, start.coupled)
@@ -165,19 +158,6 @@ def test_any_duals_give_bounds_of_any_subdomain(name: str, kind: str) -> None:
             assert bool((margins[inside, int(index)] >= bound - 1e-6).all())
 
 
-class Recording(_Search):
-    """Keeps the subdomains that were proved."""
-
-    leaves: list[tuple[int, Tensor]]
-
-    def _settle(self, classes: Tensor, signs: Tensor, value: Tensor, duals: Duals) -> Tensor:
-        left = super()._settle(classes, signs, value, duals)
-        done = torch.ones(len(classes), dtype=torch.bool)
-        done[left] = False
-        self.leaves += [(int(classes[i]), signs[i]) for i in done.nonzero().flatten()]
-        return left
-
-
 @pytest.mark.parametrize("kind", SETS)
 @pytest.mark.parametrize("name", NETS)
 def test_leaves_cover_the_set_once(name: str, kind: str) -> None:
@@ -186,60 +166,16 @@ def test_leaves_cover_the_set_once(name: str, kind: str) -> None:
         net, x, y = drawn(name, seed)
         perturbation = SETS[kind](0.25)
         start = start_of(net, x, y, perturbation)
-        search = Recording(start, Limits(20.0, 5000), lambda *_: False)
-        search.leaves = []
-        found = search.run()
-        if not found.proved:
+        search = Recording(start, Limits(20.0, 5000))
+        if not search.run().proved:
             continue
         proved += 1
         points = perturbation.around(x.expand(500, *x.shape[1:])).sample(torch.Generator().manual_seed(seed))
-        values = start.exact.net.forward(points.flatten(1).double())
-        signs_at = torch.cat(
-            [
-                value[:, layer.kept[: layer.unstable]].sign()
-                for value, layer in zip(values, start.exact.layers, strict=False)
-            ],
-            1,
-        )
+        values = unstable_values(start, points)
         for index in range(len(start.margins)):
-            inside = sum(
-                ((signs == 0) | (signs == signs_at)).all(1).long() for one, signs in search.leaves if one == index
-            )
+            inside = sum((leaf.reach(values) > 0).long() for leaf in search.leaves if leaf.row == index)
             assert bool((torch.as_tensor(inside) == 1).all())
     assert proved > 0
-
-
-def smallest_margin(net: nn.Module, x: Tensor, y: int, lower: np.ndarray, upper: np.ndarray) -> float:
-    """The exact minimum over a box, by a linear programme per activation pattern and class."""
-    bounded = bounded_module(net, tuple(x.shape[1:]), self_check=False)
-    bounded(x)
-    affine = affine_net(bounded)
-    sizes = [len(bias) for bias in affine.biases[:-1]]
-    least = math.inf
-    for pattern in itertools.product((0, 1), repeat=sum(sizes)):
-        outputs = [(np.eye(len(lower)), np.zeros(len(lower)))]
-        rows, ends, start = [], [], 0
-        for k, size in enumerate(sizes):
-            w = sum(weight.numpy() @ outputs[j][0] for j, weight in affine.weights[k].items())
-            b = (
-                sum(weight.numpy() @ outputs[j][1] for j, weight in affine.weights[k].items())
-                + affine.biases[k].numpy()
-            )
-            on = np.array(pattern[start : start + size], dtype=float)
-            start += size
-            rows.append((1 - 2 * on)[:, None] * w)
-            ends.append(-(1 - 2 * on) * b)
-            outputs.append((on[:, None] * w, on * b))
-        w = sum(weight.numpy() @ outputs[j][0] for j, weight in affine.weights[-1].items())
-        b = sum(weight.numpy() @ outputs[j][1] for j, weight in affine.weights[-1].items()) + affine.biases[-1].numpy()
-        for j in range(len(b)):
-            if j != y:
-                found = linprog(
-                    w[y] - w[j], np.concatenate(rows), np.concatenate(ends), bounds=list(zip(lower, upper, strict=True))
-                )
-                if found.status == 0:
-                    least = min(least, found.fun + b[y] - b[j])
-    return least
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -249,8 +185,7 @@ def test_it_agrees_with_exhaustive_enumeration(seed: int) -> None:
     x = torch.rand(1, 4)
     y = net(x).argmax(1)
     ball = PerturbationLpBall(math.inf, 0.3)
-    lower, upper = (end[0].double().numpy() for end in ball.box(x))
-    least = smallest_margin(net, x, int(y), lower, upper)
+    least = smallest_margin(net, x, int(y), ball)
     for by in (1e-3, -1e-3):  # only just robust, and only just not
         with torch.no_grad():
             net[-1].bias[y] -= least - by
