@@ -8,7 +8,7 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -259,28 +259,38 @@ def enumerable(seed: int) -> nn.Module:
     return net.eval()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("p", [math.inf, 1])
-@pytest.mark.parametrize("seed", range(30))
-def test_thirty_nets_agree_with_exhaustive_enumeration(
-    seed: int, p: float, record_property: Callable[[str, object], None]
-) -> None:
-    """Only just robust, and only just not; some pixels at the ends of the domain, so that l1 balls are cut.
-
-    None is decided wrongly, and all that win by 1e-3 are proved. Nearer ones may be left open, where ascent ends below
-    the minimum over a subdomain that is convex; so may nets that just lose, where no descent meets a point that does.
-    """
+def decided(seed: int, p: float, shifts: Sequence[float]) -> Iterator[tuple[float, str]]:
+    """(exact smallest margin, verdict) of a net whose logits are moved to each; some pixels at the domain's ends."""
     net = enumerable(seed)
     x = (torch.rand(1, 5) * 1.4 - 0.2).clamp(0, 1)
     y = net(x).argmax(1)
     ball = PerturbationLpBall(p, 0.3 if p == math.inf else 0.9)
     least = smallest_margin(net, x, int(y), ball)
     last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
-    for by in (1e-2, -1e-2, 1e-3, -1e-3, 1e-4, -1e-4):
+    for by in shifts:
         with torch.no_grad():
             last.bias[y] -= least - by
         least = by
-        verdict = Certifier(net, (5,), [BranchAndBound(seconds=30)]).decide(x, y, ball)[0][0]
-        record_property(f"{by:g}", verdict.status)
-        open_ = "proved" if by >= 1e-3 else "undecided"
-        assert verdict.status in ("proved" if by > 0 else "falsified", open_), by
+        yield by, Certifier(net, (5,), [BranchAndBound(seconds=30)]).decide(x, y, ball)[0][0].status
+
+
+@pytest.mark.parametrize("seed", [9, 24])
+def test_a_subdomain_without_neurons_to_split_gives_its_counterexample(seed: int) -> None:
+    """The mean of the minimisers on the way finds what no descent from any of them does."""
+    assert dict(decided(seed, math.inf, (-1e-3,))) == {-1e-3: "falsified"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("p", [math.inf, 1])
+@pytest.mark.parametrize("seed", range(30))
+def test_thirty_nets_agree_with_exhaustive_enumeration(
+    seed: int, p: float, record_property: Callable[[str, object], None]
+) -> None:
+    """Only just robust, and only just not. None is decided wrongly, and all are decided whose margin is 1e-3 or more.
+
+    Nearer ones may be left open, where ascent ends below the minimum over a subdomain that is convex.
+    """
+    for by, status in decided(seed, p, (1e-2, -1e-2, 1e-3, -1e-3, 1e-4, -1e-4)):
+        record_property(f"{by:g}", status)
+        right = "proved" if by > 0 else "falsified"
+        assert status == right or (abs(by) < 1e-3 and status == "undecided"), by

@@ -30,12 +30,17 @@ class Ascent:
 
 @dataclass
 class Best:
-    """The best bounds met, (R,), their duals, and the last evaluation of the rows ``left``, which are not done."""
+    """The best bounds met, (R,), their duals, and the last evaluation of the rows ``left``, which are not done.
+
+    ``mean``: of the points of the input that were met on the way, later ones weighing more (L, n): where the bound is
+    tight, they go from corner to corner around the true minimiser.
+    """
 
     value: Tensor
     duals: Duals
     left: Tensor
     last: Found | None
+    mean: Tensor | None
 
 
 def climb(
@@ -60,8 +65,10 @@ def climb(
     momenta = [torch.zeros_like(duals.slopes) for _ in range(2)]
     split_momenta = [torch.zeros_like(duals.splits) for _ in range(2)] if domain is not None else []
     last: Found | None = None
+    mean = rows.bias.new_zeros(())
     for step in range(1, ascent.steps + 1):
         last = dual.evaluate(rows, state, domain)
+        mean = torch.lerp(mean.expand_as(last.point), last.point, 2 / (step + 1))
         better = (last.value > best[left]).nonzero().flatten()
         best[left[better]] = last.value[better]
         kept.put(left[better], state.select(better))
@@ -70,7 +77,7 @@ def climb(
         if target is not None:
             open_ = (best[left] <= target).nonzero().flatten()
             if len(open_) == 0:
-                return Best(best, kept, left[:0], None)
+                return Best(best, kept, left[:0], None, None)
         else:
             open_ = left
         rate = ascent.decay**step
@@ -84,9 +91,9 @@ def climb(
         if len(open_) <= 0.8 * len(left):  # copying costs less than going on with what is done
             left, rows, state = left[open_], rows.select(open_), state.select(open_)
             domain = None if domain is None else Domain(domain.signs[open_])
-            momenta = [one[open_] for one in momenta]
+            mean, momenta = mean[open_], [one[open_] for one in momenta]
             split_momenta = [one[open_] for one in split_momenta]
-    return Best(best, kept, left, last)
+    return Best(best, kept, left, last, mean)
 
 
 def _stepped(value: Tensor, gradient: Tensor, momenta: list[Tensor], step: int, rate: float | Tensor) -> Tensor:

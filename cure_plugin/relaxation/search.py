@@ -114,7 +114,7 @@ class _Search:
         self.nodes += len(classes)
         open_ = self._settle(classes, everything, best.value, best.duals)
         if best.last is not None and len(open_):
-            self._look(best.last)
+            self._look(best.last.point)
         if len(open_) == 0:
             return self._proved()
         if self.refuted or self.count == 0:
@@ -159,15 +159,15 @@ class _Search:
             )
             stuck = self._settle(classes[whole], signs[whole], closed.value, closed.duals)
             if len(stuck):
-                if closed.last is not None:
-                    self._look(closed.last, closely=True)
+                if closed.last is not None and closed.mean is not None:
+                    self._look(torch.cat([closed.mean, closed.last.point]), closely=True)
                 return self._open(float(closed.value[stuck].min()))
             open_ = open_[(signs[open_] == 0).any(1)]
         if len(open_) == 0:
             return None
         domain_open = Domain(signs[open_].to(WORKING))
         last, chosen = self._evaluated(best, open_, classes, domain_open)
-        self._look(last)
+        self._look(last.point)
         if self.refuted:
             return self._open(float(value[open_].min()))
         found = self._candidates(last, chosen, domain_open)
@@ -210,9 +210,9 @@ class _Search:
         rows, sizes = start.margins.select(classes), start.sizes[classes]
         return certified(start.exact, rows, sizes, duals.to(torch.float64), domain, start.coupled, start.terms)
 
-    def _look(self, found: Found, closely: bool = False) -> None:
-        """Whether the dual's own minimisers are counterexamples; ``closely``: or what lies near them."""
-        self.refuted = self.is_counterexample(self.start.net.start.x + found.point, closely)
+    def _look(self, moved: Tensor, closely: bool = False) -> None:
+        """Whether the input moved by minimisers (R, n) is a counterexample; ``closely``: or what lies near."""
+        self.refuted = self.is_counterexample(self.start.net.start.x + moved, closely)
 
     def _candidates(self, found: Found, chosen: Tensor, domain: Domain | None) -> Tensor:
         """Neurons worth splitting, of the rows ``chosen``, (R, 2 * tried).
