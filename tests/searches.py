@@ -17,7 +17,7 @@ from cure_plugin.relaxation.affine import AffineNet, affine_net
 from cure_plugin.relaxation.dual import Domain, Duals
 from cure_plugin.relaxation.recheck import certified
 from cure_plugin.relaxation.root import Root
-from cure_plugin.relaxation.search import Limits, _Search
+from cure_plugin.relaxation.search import Limits, Search
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Leaf:
         return (values[:, split] * self.signs[split]).amin(1)
 
 
-class Recording(_Search):
+class Recording(Search):
     """Keeps the subdomains that were proved; looks for no counterexamples."""
 
     def __init__(self, start: Root, limits: Limits) -> None:

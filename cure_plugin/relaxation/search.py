@@ -72,10 +72,12 @@ def search(start: Root, limits: Limits, is_counterexample: Refute, trace: Trace 
             them too: whether one was found.
         trace: takes the subdomains that are proved.
     """
-    return _Search(start, limits, is_counterexample, trace).run()
+    return Search(start, limits, is_counterexample, trace).run()
 
 
-class _Search:
+class Search:
+    """The state of a search; arguments as of :func:`search`."""
+
     def __init__(self, start: Root, limits: Limits, is_counterexample: Refute, trace: Trace | None = None) -> None:
         self.trace = trace
         self.start, self.limits, self.is_counterexample = start, limits, is_counterexample
@@ -92,6 +94,7 @@ class _Search:
         self.scale = torch.ones(1, self.count)
 
     def run(self) -> Searched:
+        """Until all is proved, or an end is reached."""
         pool = self._begin()
         if isinstance(pool, Searched):
             return pool
@@ -104,9 +107,10 @@ class _Search:
         return self._proved()
 
     def _spent(self) -> bool:
+        """Whether the limits are reached."""
         return time.monotonic() > self.deadline or self.nodes >= self.limits.nodes
 
-    def _begin(self) -> _Pool | Searched:
+    def _begin(self) -> Pool | Searched:
         """The subdomains to start from, or what ends the search at once."""
         everything = torch.zeros(len(self.rows), self.count, dtype=torch.int8)
         classes = torch.arange(len(self.rows))
@@ -121,16 +125,17 @@ class _Search:
             return self._open(float(best.value[open_].min()))
         last, chosen = self._evaluated(best, open_, classes, None)
         self.scale = _usual(last.coefficients, self.dual)
-        pool = _Pool(len(self.rows), self.count, best.duals.multipliers.shape[1], self.limits.bytes)
+        pool = Pool(len(self.rows), self.count, best.duals.multipliers.shape[1], self.limits.bytes)
         pool.push(
             open_, everything[open_], best.value[open_], best.duals.select(open_), self._candidates(last, chosen, None)
         )
         return pool
 
-    def _pop(self, pool: _Pool) -> tuple[Tensor, Tensor, Tensor, Duals, Tensor]:
+    def _pop(self, pool: Pool) -> tuple[Tensor, Tensor, Tensor, Duals, Tensor]:
+        """What is split next."""
         return pool.pop(max(1, self.limits.batch // 2))
 
-    def _step(self, pool: _Pool) -> Searched | None:
+    def _step(self, pool: Pool) -> Searched | None:
         """Split the worst subdomains; what ends the search, if anything does."""
         classes, signs, bounds, duals, candidates = self._pop(pool)
         neurons = self._choose(classes, signs, bounds, duals, candidates)
@@ -270,7 +275,7 @@ def _usual(coefficients: Tensor, dual: Dual) -> Tensor:
     return torch.cat(means)[None]
 
 
-class _Pool:
+class Pool:
     """Subdomains that wait, of each row the worst bound first, in rows of a few tensors."""
 
     def __init__(self, rows: int, neurons: int, layers: int, limit: int) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from cure_plugin.relaxation.dual import Duals
 from cure_plugin.relaxation.reduced import ReducedNet, Rows
 from cure_plugin.relaxation.root import WORKING, Root, tightened
-from cure_plugin.relaxation.search import Limits, Searched, _Pool, _Search
+from cure_plugin.relaxation.search import Limits, Pool, Search, Searched
 
 _MOST = 64
 """Unstable neurons up to which it pays: a step splits subdomains of every end of every box."""
@@ -40,7 +40,7 @@ def tighten(start: Root, limits: Limits) -> Root:
     return tightened(start, lower, upper)
 
 
-class _Ends(_Search):
+class _Ends(Search):
     """Lower bounds of all rows alike: of each, its worst subdomain is split."""
 
     def __init__(self, start: Root, limits: Limits) -> None:
@@ -60,5 +60,5 @@ class _Ends(_Search):
             found.scatter_reduce_(0, classes, self._certified(classes, signs, duals), "amin")
         return found
 
-    def _pop(self, pool: _Pool) -> tuple[Tensor, Tensor, Tensor, Duals, Tensor]:
+    def _pop(self, pool: Pool) -> tuple[Tensor, Tensor, Tensor, Duals, Tensor]:
         return pool.pop_each(1)
