@@ -47,6 +47,10 @@ def _branching(name: str, file: str, old: str, new: str) -> Mutation:
     return Mutation(name, f"relaxation/{file}.py", old, new, ("branch_and_bound",))
 
 
+def _checking(name: str, old: str, new: str) -> Mutation:
+    return Mutation(name, "proofs/checker.py", old, new, ("proofs",))
+
+
 MUTATIONS = (
     _row("oblong maps in patches mode", "return same and square and node.groups == 1", "return node.groups == 1"),
     _row("views between layers in patches mode", '"view between layers", MATRIX', '"view between layers", PATCHES'),
@@ -141,6 +145,17 @@ MUTATIONS = (
     ),
     _branching("a price for nothing", "inputs", "- price.squeeze(1) * self.eps", "+ price.squeeze(1) * self.eps"),
     _branching("working precision as proof", "search", "proved = bound > 0", "proved = value[done] > -1"),
+    _branching(
+        "a tighter box than was shown",
+        "tighten",
+        "layer.lower, bounds[:unstable])",
+        "layer.lower, bounds[:unstable] + 0.05)",
+    ),
+    _branching("subdomains forgotten", "tighten", "while len(pool):", "while False:"),
+    _checking("leaves that cover nothing", "if not covers(signs[chosen]):", "if False:"),
+    _checking("boxes believed", "& (lower <= clean) & (upper >= clean)).all():", "| True).all():"),
+    _checking("bounds of leaves believed", "if not least > 0:", "if False:"),
+    _checking("splits that narrow both sides", "layer.ends[1] * (sign != -1)", "layer.ends[1] * (sign == 0)"),
 )
 
 

@@ -23,6 +23,7 @@ from cure_plugin.relaxation.products import Product
 from cure_plugin.relaxation.recheck import certified
 from cure_plugin.relaxation.root import Root, root
 from cure_plugin.relaxation.search import Limits
+from cure_plugin.relaxation.tighten import tighten, worthwhile
 
 SETS: dict[str, Callable[[float], PerturbationSet]] = {
     "linf": lambda size: PerturbationLpBall(math.inf, size),
@@ -263,3 +264,32 @@ def test_sparse_products_are_the_dense_ones(dtype: torch.dtype) -> None:
         assert torch.allclose(product.down(down), down @ matrix, atol=1e-4)
         assert torch.allclose(product.up(up), up @ matrix.T, atol=1e-4)
         assert torch.allclose(product.up(up[0]), up[0] @ matrix.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["linf", "l2", "l1"])
+def test_tightened_boxes_hold(kind: str) -> None:
+    """Of the last hidden layer, by splits of the layers before."""
+    narrower = 0.0
+    for name, seed in itertools.product(NETS, range(2)):
+        net, x, y = drawn(name, seed)
+        perturbation = SETS[kind](0.4)
+        start = start_of(net, x, y, perturbation)
+        if not worthwhile(start):
+            continue
+        better = tighten(start, Limits(20, 60))
+        values = start.exact.net.forward(
+            perturbation.around(x.expand(2000, *x.shape[1:]))
+            .sample(torch.Generator().manual_seed(seed))
+            .flatten(1)
+            .double()
+        )
+        lower, upper = better.exact.boxes(len(better.exact.layers))
+        assert bool(((values[-2] >= lower) & (values[-2] <= upper)).logical_or(upper <= 0).all())
+        assert bool((values[-2] <= upper).all())
+        before, after = (one.exact.boxes(len(one.exact.layers))[1].sum() for one in (start, better))
+        narrower += float(before - after)
+        margins = (values[-1][:, int(y), None] - values[-1]).double()
+        dual = Dual(better.exact, better.coupled)
+        bound = dual.value(better.margins, dual.start(better.margins), None)
+        assert bool((margins[:, [j for j in range(3) if j != int(y)]] >= bound - 1e-6).all())
+    assert narrower > 0.01

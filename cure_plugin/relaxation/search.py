@@ -164,9 +164,9 @@ class Search:
             )
             stuck = self._settle(classes[whole], signs[whole], closed.value, closed.duals)
             if len(stuck):
-                if closed.last is not None and closed.mean is not None:
-                    self._look(torch.cat([closed.mean, closed.last.point]), closely=True)
-                return self._open(float(closed.value[stuck].min()))
+                outcome = self._stuck(closed, stuck, classes[whole[stuck]], signs[whole[stuck]])
+                if outcome is not None:
+                    return outcome
             open_ = open_[(signs[open_] == 0).any(1)]
         if len(open_) == 0:
             return None
@@ -178,6 +178,12 @@ class Search:
         found = self._candidates(last, chosen, domain_open)
         pool.push(classes[open_], signs[open_], value[open_], best.duals.select(open_), found)
         return None
+
+    def _stuck(self, closed: Best, rows: Tensor, classes: Tensor, signs: Tensor) -> Searched | None:
+        """What follows from subdomains, ``rows`` of ``closed``, that are not proved and cannot be split."""
+        if closed.last is not None and closed.mean is not None:
+            self._look(torch.cat([closed.mean, closed.last.point]), closely=True)
+        return self._open(float(closed.value[rows].min()))
 
     def _evaluated(self, best: Best, open_: Tensor, classes: Tensor, domain: Domain | None) -> tuple[Found, Tensor]:
         """(an evaluation, which of its rows are the subdomains ``open_``, in their ``domain``)."""

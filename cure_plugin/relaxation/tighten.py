@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cure_plugin.relaxation.dual import Duals
+from cure_plugin.relaxation.optimise import Best
 from cure_plugin.relaxation.reduced import ReducedNet, Rows
 from cure_plugin.relaxation.root import WORKING, Root, tightened
 from cure_plugin.relaxation.search import Limits, Pool, Search, Searched
@@ -34,8 +35,6 @@ def tighten(start: Root, limits: Limits) -> Root:
     sizes = layer.sizes[:unstable].repeat(2)
     ends = Root(below, below.to(WORKING), rows, start.y, sizes, start.coupled, start.terms)
     bounds = _Ends(ends, limits).bounds()
-    if bounds is None:
-        return start
     lower, upper = torch.maximum(layer.lower, bounds[:unstable]), torch.minimum(layer.upper, -bounds[unstable:])
     return tightened(start, lower, upper)
 
@@ -46,19 +45,24 @@ class _Ends(Search):
     def __init__(self, start: Root, limits: Limits) -> None:
         super().__init__(start, limits, lambda *_: False)
 
-    def bounds(self) -> Tensor | None:
-        """(R,) in float64; None where a subdomain stays that no split helps."""
+    def bounds(self) -> Tensor:
+        """(R,) in float64; -inf where there is none."""
         pool = self._begin()
         if isinstance(pool, Searched):
-            return self.proved_least if pool.proved else None
+            return self.proved_least if pool.proved else torch.full_like(self.proved_least, -torch.inf)
         while len(pool) and not self._spent() and not pool.full():
-            if self._step(pool) is not None:
-                return None
-        found = self.proved_least.clone()
+            self._step(pool)
         while len(pool):
             classes, signs, _, duals, _ = pool.pop(_CHUNK)
-            found.scatter_reduce_(0, classes, self._certified(classes, signs, duals), "amin")
-        return found
+            self._settle_at(classes, self._certified(classes, signs, duals))
+        return self.proved_least
+
+    def _settle_at(self, classes: Tensor, bounds: Tensor) -> None:
+        """Take bounds of subdomains that are not split further."""
+        self.proved_least.scatter_reduce_(0, classes, bounds, "amin")
+
+    def _stuck(self, closed: Best, rows: Tensor, classes: Tensor, signs: Tensor) -> None:
+        self._settle_at(classes, self._certified(classes, signs, closed.duals.select(rows)))
 
     def _pop(self, pool: Pool) -> tuple[Tensor, Tensor, Tensor, Duals, Tensor]:
         return pool.pop_each(1)
