@@ -155,7 +155,7 @@ MUTATIONS = (
     _checking("leaves that cover nothing", "if not covers(signs[chosen]):", "if False:"),
     _checking("boxes believed", "& (lower <= clean) & (upper >= clean)).all():", "| True).all():"),
     _checking("bounds of leaves believed", "if not least > 0:", "if False:"),
-    _checking("splits that narrow both sides", "layer.ends[1] * (sign != -1)", "layer.ends[1] * (sign == 0)"),
+    _checking("splits of all neurons", "layer.ends[1] * (sign != -1)", "layer.ends[1] * (sign == 1)"),
 )
 
 

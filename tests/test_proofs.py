@@ -21,10 +21,10 @@ from cure_plugin.datasets import load_data
 from cure_plugin.errors import DataError, SpecError
 from cure_plugin.export import export_onnx
 from cure_plugin.proofs import Checked, Question, check_proofs, write_proofs
-from cure_plugin.proofs.checker import covers
+from cure_plugin.proofs.checker import ImageProof, covers
 from cure_plugin.relaxation import search
 from cure_plugin.relaxation.optimise import Ascent
-from cure_plugin.sets import set_spec
+from cure_plugin.sets import PerturbationLpBall, set_spec
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -127,6 +127,42 @@ def test_what_was_tampered_with_is_no_proof(with_splits: list[Path], change: Cal
     assert len(with_splits) == 3
     for path in with_splits:
         assert rewritten(path, change).fault
+
+
+def test_bounds_of_leaves_hold_at_their_points(with_splits: list[Path]) -> None:
+    """As the checker computes them, of the numbers in the file and of random ones; points lie where their signs are."""
+    met, generator = 0, np.random.default_rng(0)
+    for path in with_splits:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        net = [({k - 1: arrays[f"net/{k}/{k - 1}"]}, arrays[f"net/{k}/bias"]) for k in (1, 2, 3)]
+        read = {name.removeprefix("image/0/"): value for name, value in arrays.items()}
+        proof = ImageProof(net, read)
+        proof.check()
+        ball = PerturbationLpBall(proof.p, proof.eps or float(proof.high.max()))
+        x = torch.from_numpy(proof.x).view(1, 1, 3, 3).expand(2000, 1, 3, 3)
+        values = [
+            proof.values(point) for point in ball.around(x).sample(torch.Generator().manual_seed(0)).flatten(1).numpy()
+        ]
+        signs = np.concatenate(
+            [
+                np.sign(np.array([value[k] for value in values])[:, layer.kept[: layer.unstable]])
+                for k, layer in enumerate(proof.layers)
+            ],
+            1,
+        )
+        logits = np.array([value[-1] for value in values])
+        weights, bias = proof._rows(3)
+        for leaf, (j, asked) in enumerate(zip(read["leaf/class"], read["leaf/signs"], strict=True)):
+            over = {i: (w[proof.label] - w[j])[None] for i, w in weights.items()}
+            numbers = proof._numbers("leaf", slice(leaf, leaf + 1))
+            moved = [one + generator.normal(0, 0.5, one.shape) * (number < 2) for number, one in enumerate(numbers)]
+            margin = np.array([bias[proof.label] - bias[j]])
+            bound = max(proof._bound(over, margin, one, asked[None])[0] for one in (numbers, moved))
+            inside = ((asked == 0) | (asked == signs)).all(1)
+            met += int(inside.sum())
+            assert (logits[inside, proof.label] - logits[inside, j] >= bound - 1e-9).all()
+    assert met > 1000
 
 
 @pytest.mark.parametrize("kind", SETS)
