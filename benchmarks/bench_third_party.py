@@ -105,7 +105,7 @@ def decide(
             done.append(row)
             file.write(json.dumps(row) + "\n")
             file.flush()
-    return done
+    return done[: len(images[0])]
 
 
 def main() -> int:
