@@ -250,3 +250,15 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "another net" in capsys.readouterr().out
     assert main(["check"]) == 2
     assert "--proof FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["l2", "l1"])
+def test_a_layer_that_is_never_active_is_no_fault(tmp_path: Path, kind: str) -> None:
+    net, x, y = drawn("mlp", 0)
+    assert isinstance(net, nn.Sequential)
+    with torch.no_grad():
+        net[1].bias -= 100
+        y = net(x).argmax(1)
+    proof = tmp_path / "proof.npz"
+    assert write_proofs(proof, Certifier(net, (1, 3, 3)), [Question("0", x, y, SETS[kind](0.1))]) == [True]
+    assert next(check_proofs(proof)).fault == ""

@@ -1,9 +1,7 @@
 """Checks proofs of branch and bound: numpy in float64, forward arithmetic only, no code of what found them.
 
-What a file claims is in docs/proofs.md: of a net z_k = sum over j < k of W_kj relu(z_j) + b_k, a set around an image,
-boxes of every z_k, and leaves with bounds of z_y - z_j. Any numbers give bounds (weak duality, as in
-:mod:`cure_plugin.relaxation.dual`). Rounding is at most gamma_n times sums of absolute values (Higham 2002, section
-3.1); norms are verified by Cholesky factors (Rump 2006, Verification of positive definiteness).
+The files are told in docs/proofs.md. Any numbers give bounds (weak duality). Rounding is at most gamma_n times sums
+of absolute values (Higham 2002, section 3.1); norms are verified by Cholesky factors (Rump 2006).
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ def _norm(matrix: Array) -> float:
     """Upper bound of the spectral norm; LinAlgError where it cannot be verified."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     gram, off = wide @ wide.T, _growth(wide.shape[1] + 4) * float((wide**2).sum())
-    square = float(np.linalg.eigvalsh(gram)[-1]) * (1 + 1e-8) + 2 * off + 1e-300
+    square = float(max(np.linalg.eigvalsh(gram), default=0.0)) * (1 + 1e-8) + 2 * off + 1e-300
     np.linalg.cholesky(square * np.eye(len(gram)) - gram)
     return float(np.sqrt(square * (1 + 1e-8) + off))
 
@@ -126,7 +124,7 @@ class ImageProof:
 
         def radius(which: Array) -> float:
             box = float(np.linalg.norm(np.maximum(clean - lower, upper - clean)[which])) * (1 + 1e-9)
-            by_norm = sum(self._behind(w[which], j) for j, w in weights.items()) if len(which) else 0.0
+            by_norm = sum(self._behind(w[which], j) for j, w in weights.items())
             return min(box, (by_norm + float(np.linalg.norm(rounding))) * (1 + 1e-9)) if self.coupled else box
 
         after = np.maximum(clean, 0) - np.maximum(lower, 0), np.maximum(upper, 0) - np.maximum(clean, 0)

@@ -19,21 +19,22 @@ class Ascent:
 
     Attributes:
         steps: evaluations. rate: Adam's, of slopes, times ``decay`` each step. splits: its rate for the multipliers of
-            splits, relative to the neurons' usual coefficients.
+            splits, relative to the neurons' usual coefficients. mean: whether the mean of the points met is kept.
     """
 
     steps: int
     rate: float = 0.1
     splits: float = 0.05
     decay: float = 0.97
+    mean: bool = False
 
 
 @dataclass
 class Best:
     """The best bounds met, (R,), their duals, and the last evaluation of the rows ``left``, which are not done.
 
-    ``mean``: of the points of the input that were met on the way, later ones weighing more (L, n): where the bound is
-    tight, they go from corner to corner around the true minimiser.
+    ``mean``, where asked for: of the points of the input met on the way, later ones weighing more (L, n): where the
+    bound is tight, they go from corner to corner around the true minimiser.
     """
 
     value: Tensor
@@ -65,10 +66,11 @@ def climb(
     momenta = [torch.zeros_like(duals.slopes) for _ in range(2)]
     split_momenta = [torch.zeros_like(duals.splits) for _ in range(2)] if domain is not None else []
     last: Found | None = None
-    mean = rows.bias.new_zeros(())
+    mean: Tensor | None = None
     for step in range(1, ascent.steps + 1):
         last = dual.evaluate(rows, state, domain)
-        mean = torch.lerp(mean.expand_as(last.point), last.point, 2 / (step + 1))
+        if ascent.mean:
+            mean = last.point if mean is None else torch.lerp(mean, last.point, 2 / (step + 1))
         better = (last.value > best[left]).nonzero().flatten()
         best[left[better]] = last.value[better]
         kept.put(left[better], state.select(better))
@@ -91,7 +93,8 @@ def climb(
         if len(open_) <= 0.8 * len(left):  # copying costs less than going on with what is done
             left, rows, state = left[open_], rows.select(open_), state.select(open_)
             domain = None if domain is None else Domain(domain.signs[open_])
-            mean, momenta = mean[open_], [one[open_] for one in momenta]
+            mean = None if mean is None else mean[open_]
+            momenta = [one[open_] for one in momenta]
             split_momenta = [one[open_] for one in split_momenta]
     return Best(best, kept, left, last, mean)
 

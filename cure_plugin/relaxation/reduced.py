@@ -83,6 +83,11 @@ class Rows:
     def select(self, index: Tensor) -> Rows:
         return Rows({j: weight[index] for j, weight in self.weights.items()}, self.bias[index])
 
+    def and_negated(self) -> Rows:
+        """These, then the same negated: lower bounds of both are bounds of either end."""
+        weights = {j: torch.cat([weight, -weight]) for j, weight in self.weights.items()}
+        return Rows(weights, torch.cat([self.bias, -self.bias]))
+
     def to(self, dtype: torch.dtype) -> Rows:
         return Rows({j: weight.to(dtype) for j, weight in self.weights.items()}, self.bias.to(dtype))
 

@@ -224,8 +224,7 @@ class _Boxes:
         lower, upper = lower.clone(), upper.clone()
         dual = Dual(self.net.to(WORKING), self.coupled)
         for index in chosen.nonzero().flatten().split(_CHUNK):
-            some = rows.select(index)
-            both = Rows({j: torch.cat([w, -w]) for j, w in some.weights.items()}, torch.cat([some.bias, -some.bias]))
+            both = rows.select(index).and_negated()
             working = both.to(WORKING)
             duals = dual.start(working)
             if steps > 1:

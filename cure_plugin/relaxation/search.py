@@ -26,7 +26,7 @@ _SEPARATE, _COUPLED = (Ascent(6), 1), (Ascent(30), 2)
 Without, more nodes are worth more than better ones; a ball's multipliers take longer, and its splits prune more.
 """
 
-_LEAF = Ascent(400, decay=0.99)
+_LEAF = Ascent(400, decay=0.99, mean=True)
 
 _CLOSE = 2e-5
 """Of the largest logit term: how far above 0 the working precision's bounds must be before float64 is asked."""
@@ -333,9 +333,9 @@ class Pool:
                 waiting.remove(heap)
         return self._taken(places)
 
-    def pop_each(self, count: int) -> tuple[Tensor, Tensor, Tensor, Duals, Tensor]:
-        """The ``count`` worst of every row."""
-        return self._taken([heapq.heappop(heap)[1] for heap in self._heaps for _ in range(min(count, len(heap)))])
+    def pop_each(self) -> tuple[Tensor, Tensor, Tensor, Duals, Tensor]:
+        """The worst of every row."""
+        return self._taken([heapq.heappop(heap)[1] for heap in self._heaps if heap])
 
     def _taken(self, places: list[int]) -> tuple[Tensor, Tensor, Tensor, Duals, Tensor]:
         self._free += places

@@ -29,9 +29,7 @@ def tighten(start: Root, limits: Limits) -> Root:
     layers = start.exact.layers
     layer, unstable = layers[-1], layers[-1].unstable
     below = ReducedNet(start.exact.net, start.exact.start, layers[:-1])
-    weights = {j: weight[:unstable] for j, weight in layer.weights.items()}
-    bias = layer.bias[:unstable]
-    rows = Rows({j: torch.cat([w, -w]) for j, w in weights.items()}, torch.cat([bias, -bias]))
+    rows = Rows(layer.weights, layer.bias).select(torch.arange(unstable)).and_negated()
     sizes = layer.sizes[:unstable].repeat(2)
     ends = Root(below, below.to(WORKING), rows, start.y, sizes, start.coupled, start.terms)
     bounds = _Ends(ends, limits).bounds()
@@ -65,4 +63,4 @@ class _Ends(Search):
         self._settle_at(classes, self._certified(classes, signs, closed.duals.select(rows)))
 
     def _pop(self, pool: Pool) -> tuple[Tensor, Tensor, Tensor, Duals, Tensor]:
-        return pool.pop_each(1)
+        return pool.pop_each()
