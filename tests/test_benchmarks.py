@@ -107,7 +107,8 @@ def test_reproduce_trains_certifies_records_once_and_reports(
         monkeypatch.setattr(module, "load_data", lambda name, train, root: load_data(name, train).first(40))
     monkeypatch.setattr(reproduce, "IMAGES", 2)
     monkeypatch.setattr(reproduce, "ABLATION_IMAGES", 1)
-    quick = {"data": "mnist-slice", "epochs": 2, "natural_epochs": 1, "ramp_epochs": 0, "batch_size": 20}
+    quick = {"data": "mnist-slice", "net": "cnn_tiny", "epochs": 2, "natural_epochs": 1, "ramp_epochs": 0}
+    quick["batch_size"] = 20
     for module in (reproduce, runs):
         monkeypatch.setattr(module, "load_recipe", lambda name, more: load_recipe(name, {**quick, **more}))
     arguments = ["small_mnist_small", "--methods", "finetune", "ba_only", "--no-progress"]
@@ -174,6 +175,7 @@ def test_peak_memory_counts_what_is_held_at_once() -> None:
 
 def test_generalization_certifies_what_the_lists_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = {"epochs": 1, "natural_epochs": 1, "ramp_epochs": 0, "gradient_projection": 0, "milestones": []}
+    quick["net"] = "cnn_tiny"
     (tmp_path / "tiny.yaml").write_text("{data: mnist-slice, images: 2, seen: [linf=0.01], unseen: [C(1), linf=0.02]}")
     monkeypatch.setattr(ledger, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(bench_generalization, "SPECS", tmp_path)
@@ -205,7 +207,7 @@ def test_tries_stay_out_of_the_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
     for module in (reproduce, runs):
         monkeypatch.setattr(module, "load_data", lambda name, train, root: load_data(name, train).first(40))
-    changes = ["data=mnist-slice", "epochs=1", "natural_epochs=1", "ramp_epochs=0"]
+    changes = ["data=mnist-slice", "net=cnn_tiny", "epochs=1", "natural_epochs=1", "ramp_epochs=0"]
     arguments = ["small_mnist_small", *changes, "--methods", "linf", "--images", "2", "--no-progress"]
     monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments, "--seeds", "0", "--out", str(tmp_path / "out")])
     reproduce.main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from cure_plugin import PerturbationBox, PerturbationLpBall, PerturbationSet
 from cure_plugin.bounds.margins import relu_boxes
 from cure_plugin.bounds.module import bounded_module
 from cure_plugin.certification import BranchAndBound, Certifier
+from cure_plugin.certification.bounder import Bounder
 from cure_plugin.relaxation.affine import affine_net
 from cure_plugin.relaxation.dual import Domain, Dual, Duals
 from cure_plugin.relaxation.products import Product
@@ -82,6 +84,43 @@ def start_of(
         if hint is not None:
             hints = {node: (low * 0 + hint[0], high * 0 + hint[1]) for node, (low, high) in hints.items()}
         return root(affine_net(bounded), bounded, region, int(y), hints)
+
+
+class Prefix(nn.Module):
+    """A net behind arithmetic on numbers and buffers, of which graphs hold results in the net's precision."""
+
+    def __init__(self, scaled: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.register_buffer("a", torch.tensor(0.35))
+        self.register_buffer("b", torch.tensor(0.44))
+        self.scaled, self.net = scaled, NETS["mlp"]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(self.scaled(x, self.a, self.b))
+
+
+PREFIXES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "quotient": lambda x, a, b: (x - a) / b,
+    "number": lambda x, a, b: (x - 0.35) / 0.44,
+    "number's inverse": lambda x, a, b: (x - 0.35) * (1 / 0.44),
+    "buffers' quotient": lambda x, a, b: x * (a / b),
+    "buffers' difference": lambda x, a, b: (x - (a - b)) / (b * 0.7),
+    "exponential": lambda x, a, b: x * a.exp(),
+}
+
+
+@pytest.mark.parametrize("kind", PREFIXES)
+def test_what_is_made_of_constants_is_read_as_float64_makes_it(kind: str) -> None:
+    torch.manual_seed(0)
+    net = Prefix(PREFIXES[kind]).eval()
+    bounder, x = Bounder(net, (1, 3, 3), 1, 2.0), torch.rand(5, 1, 3, 3, dtype=torch.float64)
+    for _ in range(2):
+        affine = bounder.affine()
+        assert affine is not None
+        expected = copy.deepcopy(net).double()(x)
+        assert torch.allclose(affine.forward(x.flatten(1))[-1], expected, rtol=0, atol=1e-14)
+        for buffer in net.buffers():  # as training may change them
+            buffer.mul_(1.3)
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from cure_plugin.bounds.elementwise import constant, unscaled
 from cure_plugin.bounds.margins import NodeBox
-from cure_plugin.bounds.operators import is_elementwise, moves
+from cure_plugin.bounds.operators import is_elementwise, is_fixed, moves
 from cure_plugin.sets import PerturbationSet
 
 _STEPS = 16
@@ -140,6 +140,7 @@ def terms_along(bounded: BoundedModule, x: Tensor) -> int:
     terms = x[0].numel()
     for node in bounded.children():
         if not moves(node):
+            terms += _STEPS if node.inputs and is_fixed(node) else 0  # computed of constants
             continue
         terms += _STEPS
         for part in () if is_elementwise(node) else node.inputs[1:2]:

@@ -82,13 +82,20 @@ class Bounder:
         weights = [parameter.detach() for parameter in (*self.net.parameters(), *self.net.buffers())]
         known = self._affine
         if known is None or not all(torch.equal(*pair) for pair in zip(known[0], weights, strict=True)):
-            copies = [weight.clone() for weight in weights]
-            try:
-                known = copies, affine_net(self.bounded)
-            except SpecError:
-                known = copies, None
-            self._affine = known
+            known = self._affine = [weight.clone() for weight in weights], self._read_affine()
         return known[1]
+
+    def _read_affine(self) -> AffineNet | None:
+        """Of the net in float64, so that what it makes of constants alone is made there too."""
+        wide = self if like(self.net).dtype == torch.float64 else self._in_float64()
+        if wide is None:
+            return None
+        with torch.no_grad():
+            wide.bounded(torch.zeros(1, *self.input_shape, dtype=torch.float64))  # makes it of the weights of now
+        try:
+            return affine_net(wide.bounded)
+        except SpecError:
+            return None
 
     def check_outputs(self, x: Tensor, expected: Tensor) -> None:
         """See :func:`~cure_plugin.bounds.faithful.check_outputs`."""
