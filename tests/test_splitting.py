@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cure_plugin.attacks import find_counterexample
 from cure_plugin.bounds.margins import LayerBounds, crown_bounds
 from cure_plugin.certification import Certifier, Crown, Found, Splitting
 from cure_plugin.certification.bounder import Bounder
-from cure_plugin.certification.splitting import prove_by_splitting
+from cure_plugin.certification.splitting import SplitResult, prove_by_splitting
 from cure_plugin.checkpoint import load_net
 from cure_plugin.datasets import load_data
 from cure_plugin.errors import SpecError
@@ -124,6 +125,19 @@ def test_parts_are_bounded_with_what_is_known_of_the_piece() -> None:
     assert prove_by_splitting(prove, lambda *_: None, x, y, PerturbationGeometric.parse("R(1)"), 99, 8).proved
     assert heard[0] is None and heard[1] is not None
     assert heard[1].margins.tolist() == [[1.0], [1.0]]
+
+
+@pytest.mark.parametrize(("text", "methods", "whole"), [("R(9)", 2, 0), ("R(9)", 1, 1), ("R(1)", 2, 1)])
+def test_wide_sets_are_left_to_their_pieces(
+    net: nn.Module, text: str, methods: int, whole: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where splitting follows."""
+    bounded: list[str] = []
+    monkeypatch.setattr(Splitting, "split", lambda *_: SplitResult(False, 0, math.nan))
+    monkeypatch.setattr(Crown, "run", lambda self, work: bounded.append(self.name) or Found(work.y * 0.0, work.y > 99))
+    x, y = load_data("mnist-slice", False).batch(slice(0, 1))
+    Certifier(net, (1, 28, 28), [Crown(), Splitting()][:methods]).decide(x, y, PerturbationGeometric.parse(text))
+    assert len(bounded) == whole
 
 
 def test_a_partition_that_covers_nothing_proves_nothing() -> None:

@@ -62,6 +62,12 @@ def applicable(
             yield method
 
 
+def _left_to_pieces(method: Method, methods: Sequence[Method], work: Work) -> bool:
+    """Whether splitting follows, and begins with the very ``method``, for which the whole set is too wide."""
+    followed = any(isinstance(one, Splitting) for one in methods)
+    return followed and work.perturbation.split_methods[:1] == (method.name,) and work.perturbation.is_wide(work.x)
+
+
 def run(methods: Sequence[Method], work: Work, progress: Progress) -> None:
     """Let the ``methods`` that apply work, in their order, each on what is left of a batch.
 
@@ -73,6 +79,8 @@ def run(methods: Sequence[Method], work: Work, progress: Progress) -> None:
     if left.numel() == 0:
         return
     for method in applicable(methods, work.perturbation, work.bounder):
+        if _left_to_pieces(method, methods, work):
+            continue
         started = time.perf_counter()
         found = method.run(replace(work.select(left), known=known.of(left) if known else None))
         known = _Known(left, found.layers) if found.layers else known

@@ -169,6 +169,10 @@ class PerturbationSet(PerturbationLpNorm, ABC):
         """Sets inside this one that together cover it around ``x`` (1, *input): where branch and bound starts."""
         return (self,)
 
+    def is_wide(self, x: Tensor) -> bool:
+        """Whether a bound over the whole set around ``x`` is not worth a try before those over its partition."""
+        return False
+
     def stack(self, others: Sequence[PerturbationSet]) -> PerturbationSet:
         """One set whose b-th sample is perturbed by ``others[b]``, all of this kind (pieces of a split).
 

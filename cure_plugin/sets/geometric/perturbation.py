@@ -44,6 +44,9 @@ _PARTITION_MOTION = 1.2
 _PARTITION_CELLS = 4096
 """Cells that it makes at most; larger ones then."""
 
+_WIDE = 3
+"""Cells along one parameter up to which CROWN proves some images at once; of those beyond it proved none."""
+
 _NEWTON_STARTS, _NEWTON_STEPS = 8, 15
 
 _SEARCH_POINTS = 257
@@ -290,6 +293,17 @@ class PerturbationGeometric(PerturbationSet):
         Raises:
             SpecError: as :meth:`split`.
         """
+        counts = self._cells(x)
+        ranges = zip(self.lower.tolist(), self.upper.tolist(), counts, strict=True)
+        edges = [torch.linspace(low, high, count + 1, dtype=torch.float64).tolist() for low, high, count in ranges]
+        cells = itertools.product(*(itertools.pairwise(ends) for ends in edges))
+        return tuple(self._with(*torch.tensor(cell, dtype=torch.float64).unbind(1)) for cell in cells)
+
+    def is_wide(self, x: Tensor) -> bool:
+        return self.lower.ndim == 1 and max(self._cells(x)) > _WIDE
+
+    def _cells(self, x: Tensor) -> list[int]:
+        """How many cells of the partition lie along each parameter."""
         self._require_one_box()
         radius = (max(x.shape[2:]) - 1) / 2
         width = self.upper - self.lower
@@ -298,10 +312,7 @@ class PerturbationGeometric(PerturbationSet):
         while math.prod(counts) > _PARTITION_CELLS:
             largest = counts.index(max(counts))
             counts[largest] = (counts[largest] + 1) // 2
-        ranges = zip(self.lower.tolist(), self.upper.tolist(), counts, strict=True)
-        edges = [torch.linspace(low, high, count + 1, dtype=torch.float64).tolist() for low, high, count in ranges]
-        cells = itertools.product(*(itertools.pairwise(ends) for ends in edges))
-        return tuple(self._with(*torch.tensor(cell, dtype=torch.float64).unbind(1)) for cell in cells)
+        return counts
 
     def _require_one_box(self) -> None:
         if self.lower.ndim != 1:
