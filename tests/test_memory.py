@@ -35,6 +35,18 @@ for method in ("CROWN", "coupled"):
 print(peak())
 """
 
+WIDE = """
+import sys, torch, cure_plugin
+from peak_memory import peak
+from cure_plugin.certification import Certifier
+from cure_plugin.nets import NetSpec, build_net
+from cure_plugin.sets import set_spec
+net = build_net(NetSpec("cnn7_narrow", (1, 28, 28)), torch.Generator().manual_seed(0)).eval()
+x = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+Certifier(net, (1, 28, 28)).decide(x, net(x).argmax(1), set_spec(sys.argv[1]).build())
+print(peak())
+"""
+
 NETS = {
     "max pooling": "C(3, 8, 3, 1, 1), R(), nn.MaxPool2d(2), C(8, 8, 3, 1, 1), R(), nn.Flatten(), nn.Linear(512, 10)",
     "mean pooling": "C(3, 8, 3, 1, 1), R(), nn.AvgPool2d(2), C(8, 8, 3, 1, 1), R(), nn.Flatten(), nn.Linear(512, 10)",
@@ -94,6 +106,12 @@ def test_the_estimate_for_matrix_mode_is_right_by_a_factor_of_two(name: str, met
     assert 0.5 < estimate / used < (5 if name == "leaky" and method != "CROWN" else 2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["linf=0.001", "l2=0.01", "R(1)"])
+def test_a_wide_net_keeps_to_two_gigabytes(text: str) -> None:
+    assert printed(WIDE, text)[0] < 2 << 30
+
+
 def test_constants_written_out_are_expected_to_take_what_normalize_does() -> None:
     for method in ("CROWN", "coupled", "alpha-CROWN"):
         reference = METHODS.make(method).bytes_per_image(bounded_module(net_of("convolutions", normalised()), SHAPE), 4)
@@ -112,7 +130,7 @@ def test_relaxations_other_than_relu_count() -> None:
 
 
 def test_a_warning_says_what_a_single_image_may_take() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
     certifier = Certifier(net.eval(), (1, 8, 8), ("IBP", "CROWN"), memory=1e-6)
     x, y, ball = torch.rand(2, 1, 8, 8), torch.tensor([0, 1]), PerturbationLpBall(float("inf"), 0.3)
     with pytest.warns(MemoryWarning, match=r"CROWN of this net may need \S+ GiB for a single image, .* raise memory"):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cure_plugin.bounds.coupled_relu import Coupling, coupled
 from cure_plugin.bounds.margins import BOXES_ARGUMENT, LayerBounds, NodeBox, crown_bounds, margin_matrix
+from cure_plugin.bounds.memory import coupled_bytes
 from cure_plugin.bounds.module import default_dtype
 from cure_plugin.bounds.radii import GraphRadii, Radius
 from cure_plugin.sets import PerturbationSet
@@ -69,6 +70,7 @@ class CoupledBounds:
         layer_iterations: the same for the bounds of fully connected layers.
         convolution_iterations: the same for convolutions after the first.
         learning_rate: Adam's, of the slopes.
+        memory: bytes; boxes of layers whose rows need more, by an estimate, stay as CROWN and the radii leave them.
     """
 
     def __init__(
@@ -78,10 +80,12 @@ class CoupledBounds:
         layer_iterations: int = 30,
         convolution_iterations: int = 4,
         learning_rate: float = 0.2,
+        memory: float = torch.inf,
     ) -> None:
         self.bounded = bounded
         self.iterations, self.layer_iterations = iterations, layer_iterations
         self.convolution_iterations, self.learning_rate = convolution_iterations, learning_rate
+        self.memory = memory
         self._radii = GraphRadii()
 
     def bounds(
@@ -172,6 +176,8 @@ class CoupledBounds:
         unstable = (lower < 0) & (upper > 0)
         iterations = effort.layers if lower.ndim == 2 else effort.convolutions
         if iterations == 0 or not bool(unstable.any()):
+            return
+        if coupled_bytes(self.bounded, lower.element_size()).get(node.name, 0) > self.memory:
             return
         if lower.ndim == 2:  # each sample's own neurons; auto_LiRPA's choice is what is unstable in any sample
             asked = _first(unstable)

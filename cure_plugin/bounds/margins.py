@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,8 +82,8 @@ def lower_margins(
     y: Tensor,
     perturbation: PerturbationSet,
     method: str = "IBP",
-    boxes: dict[str, NodeBox] | None = None,
-    hints: dict[str, NodeBox] | None = None,
+    boxes: Mapping[str, NodeBox] | None = None,
+    hints: Mapping[str, NodeBox] | None = None,
 ) -> Tensor:
     """Lower bounds of z_y - z_j for j != y over the set around ``x``, (B, C - 1).
 
@@ -96,8 +96,8 @@ def lower_margins(
     check_set(perturbation)
     check_pair(x, y, bounded)
     specification = margin_matrix(y, int(bounded.final_shape[-1])).to(x)
-    given: dict[str, dict[str, list[Tensor]]] = {
-        argument: {name: [end.to(x) for end in box] for name, box in known.items()}
+    given = {
+        argument: _as_given(known, x)
         for argument, known in ((BOXES_ARGUMENT, boxes), ("aux_reference_bounds", hints))
         if known
     }
@@ -106,6 +106,25 @@ def lower_margins(
             x=(BoundedTensor(x, perturbation),), C=specification, method=method, bound_upper=False, **given
         )
     return lower
+
+
+def _as_given(boxes: Mapping[str, NodeBox], x: Tensor) -> dict[str, list[Tensor]]:
+    """Boxes as auto_LiRPA takes them, numbers like ``x``."""
+    return {name: [end.to(x) for end in box] for name, box in boxes.items()}
+
+
+def start_slopes(
+    bounded: BoundedModule, x: Tensor, y: Tensor, perturbation: PerturbationSet, boxes: Mapping[str, NodeBox]
+) -> None:
+    """Make the slopes that alpha-CROWN optimises where ``boxes`` of all layers are known: those of the margins alone.
+
+    Left to itself (``init_alpha``), auto_LiRPA bounds every layer for it, with slopes for each.
+    """
+    start = getattr(bounded, "init_alpha", None) or bounded.init_slope  # 0.7.1, 0.3
+    specification = margin_matrix(y, int(bounded.final_shape[-1])).to(x)
+    given = {BOXES_ARGUMENT: _as_given(boxes, x)}
+    with default_dtype(x.dtype):
+        start((BoundedTensor(x, perturbation),), c=specification, bound_upper=False, **given)
 
 
 def relu_boxes(bounded: BoundedModule) -> dict[str, NodeBox]:
@@ -119,8 +138,8 @@ def crown_bounds(
     x: Tensor,
     y: Tensor,
     perturbation: PerturbationSet,
-    boxes: dict[str, NodeBox] | None = None,
-    hints: dict[str, NodeBox] | None = None,
+    boxes: Mapping[str, NodeBox] | None = None,
+    hints: Mapping[str, NodeBox] | None = None,
 ) -> LayerBounds:
     """CROWN's margins, and the boxes of the ReLUs' inputs that it computed on the way (those it needed).
 

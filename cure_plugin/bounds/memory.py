@@ -30,12 +30,19 @@ def crown_bytes(bounded: BoundedModule, itemsize: int) -> int:
     Args:
         itemsize: bytes of a number.
     """
-    return _CROWN_COPIES * max(max(products) for products in _rows(bounded)) * itemsize
+    return _CROWN_COPIES * max(max(products) for products in _rows(bounded).values()) * itemsize
 
 
-def coupled_bytes(bounded: BoundedModule, itemsize: int) -> int:
-    """The same for coupled bounds, which hold the rows of one layer over all before it, for gradients."""
-    return _COUPLED_COPIES * max(sum(products) for products in _rows(bounded)) * itemsize
+def crown_rows(bounded: BoundedModule, itemsize: int, limit: int) -> dict[str, int]:
+    """How many neurons of every node that is bounded backward CROWN can bound at a time within ``limit`` bytes."""
+    sizes = {node.name: math.prod(node.output_shape[1:]) for node in bounded.children()}
+    widest = {name: max(products) // sizes[name] for name, products in _rows(bounded).items()}
+    return {name: max(1, limit // (_CROWN_COPIES * count * itemsize)) for name, count in widest.items()}
+
+
+def coupled_bytes(bounded: BoundedModule, itemsize: int) -> dict[str, int]:
+    """The same for coupled bounds of each node, by name: they hold its rows over all nodes before, for gradients."""
+    return {name: _COUPLED_COPIES * sum(products) * itemsize for name, products in _rows(bounded).items()}
 
 
 def alpha_crown_bytes(bounded: BoundedModule, itemsize: int) -> int:
@@ -48,16 +55,16 @@ def alpha_crown_bytes(bounded: BoundedModule, itemsize: int) -> int:
 
 def coefficients(bounded: BoundedModule) -> int:
     """Coefficients of CROWN's rows per image, where every neuron is unstable."""
-    return sum(sum(products) for products in _rows(bounded))
+    return sum(sum(products) for products in _rows(bounded).values())
 
 
-def _rows(bounded: BoundedModule) -> list[list[int]]:
-    """For every node that is bounded backward: the number of coefficients over each node below it."""
-    found = []
+def _rows(bounded: BoundedModule) -> dict[str, list[int]]:
+    """For every node that is bounded backward, by name: the number of coefficients over each node below it."""
+    found = {}
     for start in _starts(bounded):
         windows = len(start.output_shape) == 4 and bounded.bound_opts.get("conv_mode") != "matrix"
         columns = _columns(start, (1, 1) if windows else None)
-        found.append([math.prod(start.output_shape[1:]) * count for count in columns.values()])
+        found[start.name] = [math.prod(start.output_shape[1:]) * count for count in columns.values()]
     return found
 
 

@@ -10,9 +10,10 @@ from auto_LiRPA import BoundedModule
 from torch import Tensor
 
 from cure_plugin.attacks import worst_margin_loss
-from cure_plugin.bounds.margins import NodeBox, crown_bounds, lower_margins, relu_boxes
+from cure_plugin.bounds.margins import NodeBox, lower_margins, relu_boxes, start_slopes
 from cure_plugin.bounds.memory import alpha_crown_bytes, coupled_bytes, crown_bytes
 from cure_plugin.bounds.operators import optimisable
+from cure_plugin.bounds.parts import only_relus_bend
 from cure_plugin.bounds.rounding import required_margins
 from cure_plugin.certification.bounder import Bounder
 from cure_plugin.certification.method import METHODS, BoundMethod, Piece, PieceBounds
@@ -64,9 +65,11 @@ class Crown(BoundMethod):
     def bytes_per_image(self, bounded: BoundedModule, itemsize: int) -> int:
         return crown_bytes(bounded, itemsize)
 
+    def divides(self, bounded: BoundedModule) -> bool:
+        return only_relus_bend(bounded)
+
     def bounds(self, bounder: Bounder, piece: Piece) -> PieceBounds:
-        hints = piece.known.boxes if piece.known else None
-        layers = crown_bounds(bounder.bounded, piece.x, piece.y, piece.perturbation, hints=hints)
+        layers = bounder.crown(piece, piece.known.boxes if piece.known else None)
         return PieceBounds(layers.margins.amin(1).cpu(), layers.boxes, layers)
 
 
@@ -79,11 +82,14 @@ class Coupled(BoundMethod):
         return perturbation.shared_budget
 
     def bytes_per_image(self, bounded: BoundedModule, itemsize: int) -> int:
-        return coupled_bytes(bounded, itemsize)
+        return max(coupled_bytes(bounded, itemsize).values())
+
+    def divides(self, bounded: BoundedModule) -> bool:
+        return only_relus_bend(bounded)
 
     def bounds(self, bounder: Bounder, piece: Piece) -> PieceBounds:
         x, y, perturbation = piece.x, piece.y, piece.perturbation
-        known = piece.known or crown_bounds(bounder.bounded, x, y, perturbation)
+        known = piece.known or bounder.crown(piece)
         # any margin above 0 will do: rounds that would carry it past rounding cost more than float64 does
         aim = required_margins(bounder.bounded, x, y, perturbation, known.boxes)
         with frozen(bounder.net):
@@ -111,12 +117,16 @@ class AlphaCrown(BoundMethod):
     def bytes_per_image(self, bounded: BoundedModule, itemsize: int) -> int:
         return alpha_crown_bytes(bounded, itemsize)
 
+    def divides(self, bounded: BoundedModule) -> bool:
+        return only_relus_bend(bounded)
+
     def bounds(self, bounder: Bounder, piece: Piece) -> PieceBounds:
         # what the wrapper itself holds is of whatever came before
         return PieceBounds(self._lower(bounder, piece), piece.known.boxes if piece.known else {})
 
     def _lower(self, bounder: Bounder, piece: Piece) -> Tensor:
-        known = piece.known
+        fits = bounder.fits(self)
+        known = piece.known if fits else piece.known or bounder.crown(piece)
         if known is None:
             return self._optimised(bounder, piece, None)
         lower = known.margins.amin(1).cpu()
@@ -125,7 +135,7 @@ class AlphaCrown(BoundMethod):
             return lower
         found = self._optimised(bounder, piece.select(some), known.select(some).boxes)
         lower[some] = torch.fmax(lower[some], found)
-        if bool(known.rounds.any()):  # coupling made the boxes
+        if bool(known.rounds.any()) or not fits:  # coupling made the boxes, or there is no room for its own
             return lower
         with torch.no_grad():
             clean = -worst_margin_loss(bounder.net(piece.x), piece.y).cpu()
@@ -139,14 +149,15 @@ class AlphaCrown(BoundMethod):
         """alpha-CROWN over given ``boxes`` of the layers, or with those of its own; (B,)."""
         x, y, perturbation = piece.x, piece.y, piece.perturbation
         if not bounder.bounded.relus or not optimisable(bounder.bounded):  # no slopes to choose, or none that it can
-            return crown_bounds(bounder.bounded, x, y, perturbation).margins.amin(1).cpu()
+            return bounder.crown(piece).margins.amin(1).cpu()
 
         def margins(sparse: bool) -> Tensor:
-            options = {
-                "optimize_bound_args": {"iteration": self.iterations, "enable_beta_crown": False},
-                "sparse_spec_alpha": sparse,  # slopes for unstable neurons only: several times faster
-            }
-            return lower_margins(bounder.fresh(options), x, y, perturbation, "alpha-CROWN", boxes=boxes)
+            steps = {"iteration": self.iterations, "enable_beta_crown": False, "init_alpha": boxes is None}
+            # sparse: slopes for unstable neurons only, several times faster
+            bounded = bounder.fresh({"optimize_bound_args": steps, "sparse_spec_alpha": sparse})
+            if boxes is not None:
+                start_slopes(bounded, x, y, perturbation, boxes)
+            return lower_margins(bounded, x, y, perturbation, "alpha-CROWN", boxes=boxes)
 
         with frozen(bounder.net):
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,14 +14,19 @@ from torch import Tensor, nn
 
 from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.bounds.faithful import check_outputs
-from cure_plugin.bounds.margins import LayerBounds, crown_bounds
+from cure_plugin.bounds.margins import LayerBounds, NodeBox, crown_bounds
+from cure_plugin.bounds.memory import crown_bytes, crown_rows
 from cure_plugin.bounds.module import bounded_module, wrapped_again
+from cure_plugin.bounds.parts import crown_bounds_in_parts, only_relus_bend
 from cure_plugin.bounds.rounding import required_margins, widened
 from cure_plugin.certification.method import BoundMethod, Piece
 from cure_plugin.errors import MemoryWarning, SpecError
 from cure_plugin.inputs import like
 from cure_plugin.relaxation.affine import AffineNet, affine_net
 from cure_plugin.sets import Region
+
+_PARTS = 8
+"""Share of the memory asked for that a part of a single image's CROWN takes: smaller ones are faster."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Bounder:
         self.net, self.input_shape = net, input_shape
         self.batch_size, self.memory = batch_size, memory
         self.bounded = bounded_module(net, input_shape) if bounded is None else wrapped_again(bounded, net, input_shape)
-        self.coupled = CoupledBounds(self.bounded)
+        self.coupled = CoupledBounds(self.bounded, memory=memory * 2**30)
         self._needed_bytes: dict[BoundMethod, int] = {}
         self._warned: set[BoundMethod] = set()
         self._wide: Bounder | None = None
@@ -104,8 +110,8 @@ class Bounder:
     def batch(self, method: BoundMethod) -> int:
         """How many images ``method`` bounds at a time; a :class:`MemoryWarning`, once, where one may be too many."""
         if method not in self._needed_bytes:
-            self._needed_bytes[method] = needed = method.bytes_per_image(self.bounded, like(self.net).element_size())
-            if needed > self.memory * 2**30 and method not in self._warned:
+            self._needed_bytes[method] = needed = method.bytes_per_image(self.bounded, self._itemsize)
+            if not self.fits(method) and not method.divides(self.bounded) and method not in self._warned:
                 self._warned.add(method)
                 warnings.warn(
                     f"{method.name} of this net may need {needed / 2**30:.3g} GiB for a single image, and memory="
@@ -115,6 +121,27 @@ class Bounder:
                     stacklevel=2,
                 )
         return max(1, min(self.batch_size, int(self.memory * 2**30) // max(1, self._needed_bytes[method])))
+
+    def fits(self, method: BoundMethod) -> bool:
+        """Whether a single image is expected to keep to the memory asked for."""
+        needed = self._needed_bytes.get(method) or method.bytes_per_image(self.bounded, self._itemsize)
+        return needed <= self.memory * 2**30
+
+    @property
+    def _itemsize(self) -> int:
+        return like(self.net).element_size()
+
+    def crown(self, piece: Piece, hints: Mapping[str, NodeBox] | None = None) -> LayerBounds:
+        """CROWN's bounds, of a single image in parts where they would not fit the memory asked for.
+
+        Args:
+            hints: see :func:`~cure_plugin.bounds.margins.lower_margins`.
+        """
+        asked = self.bounded, piece.x, piece.y, piece.perturbation
+        limit = int(self.memory * 2**30)
+        if crown_bytes(self.bounded, self._itemsize) > limit and only_relus_bend(self.bounded):
+            return crown_bounds_in_parts(*asked, crown_rows(self.bounded, self._itemsize, limit // _PARTS), hints)
+        return crown_bounds(*asked, hints=hints)
 
     def bound(self, whole: Piece, method: BoundMethod) -> Bounds:
         """Lower bounds of the smallest margin of each image, which of them are proofs, and what later methods can use.
@@ -170,7 +197,7 @@ class Bounder:
         """Which images CROWN proves whatever rounding did, (B,) bool, by the known boxes: as given, or as hints."""
         x, y, perturbation = piece.x, piece.y, piece.perturbation
         boxes = piece.known.boxes if piece.known else {}
-        layers = crown_bounds(self.bounded, x, y, perturbation, **{"boxes" if given else "hints": boxes})
+        layers = crown_bounds(self.bounded, x, y, perturbation, boxes) if given else self.crown(piece, boxes)
         return (layers.margins.amin(1) > required_margins(self.bounded, x, y, perturbation, layers.boxes)).cpu()
 
     def _in_float64(self) -> Bounder | None:

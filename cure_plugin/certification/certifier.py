@@ -46,7 +46,7 @@ class Certifier:
             :data:`~cure_plugin.certification.method.METHODS`, which are tried in the cascade's order, with the attack.
         batch_size: images worked on together, at most; bound methods take fewer where memory asks for it.
         memory: GiB that one bound computation may take, by an estimate for nets all of whose neurons are
-            unstable. A single image may need more.
+            unstable. A single image may need more where something else than ReLUs bends (a :class:`MemoryWarning`).
         spelled_before: ``attack_steps``, ``restarts``, ``alpha_iterations`` and ``pieces``, as up to version 0.1;
             deprecated: they are options of the methods.
 

@@ -141,6 +141,10 @@ class BoundMethod(Method):
         """Upper estimate of what it allocates per image, of numbers of ``itemsize`` bytes; 0: next to nothing."""
         return 0
 
+    def divides(self, bounded: BoundedModule) -> bool:
+        """Whether it keeps to the memory asked for where that estimate for a single image is above it."""
+        return False
+
     def run(self, work: Work) -> Found:
         found = work.bounder.bound(Piece(region=work.region, y=work.y, known=work.known), self)
         return Found(found.lower, found.proved, layers=found.layers)
