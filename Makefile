@@ -42,9 +42,10 @@ bench-certify: $(READY)
 	$(BIN)/python benchmarks/bench_certify.py loop --record $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/bench_splitting.py --record $(if $(DATA),--data $(DATA))
 
-# Nets of other papers beside their published figures; NETS=folder with nets.json.
+# Nets of other papers beside their published figures; NETS=folder with nets.json, BESIDE=another verifier's YAML.
 bench-third-party: $(READY)
-	$(BIN)/python benchmarks/bench_third_party.py --nets $(NETS) --record $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/bench_third_party.py --nets $(NETS) --record $(if $(DATA),--data $(DATA)) \
+	  $(if $(BESIDE),--beside $(BESIDE))
 
 # A training step over its floor; what training carries over to unseen sets.
 bench-training: $(READY)

@@ -2,7 +2,7 @@
 
 FOLDER holds ``nets.json`` (for each net its layers in order, normalisation, images, norm and radius or set), state
 dicts ``NAME.pt`` and images (``{"images": (N, C, H, W) in [0, 1], "labels"}``). Verdicts go to ``--out`` image by
-image, and a run that was stopped goes on there.
+image, and a run that was stopped goes on there. ``--beside`` asks another verifier the same for nets with a linf ball.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from beside import Beside
 from ledger import record_rows
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -23,8 +24,10 @@ from tqdm import tqdm
 from cure_plugin.certification import BranchAndBound, Certifier
 from cure_plugin.certification.cascade import CASCADE
 from cure_plugin.datasets import load_data
+from cure_plugin.export import default_encoding
 from cure_plugin.nets import Normalize
 from cure_plugin.sets import SetSpec, set_spec
+from cure_plugin.vnncomp.verifiers import find_verifier
 
 PUBLISHED: dict[str, tuple[float, str]] = {
     "mnist_mlp": (41.0, "SDP-CROWN's table, its branch and bound; the full semidefinite programme: 53"),
@@ -58,7 +61,7 @@ def layers(description: dict[str, Any]) -> Iterator[nn.Module]:
             yield {"relu": nn.ReLU, "flatten": nn.Flatten}[kind]()
 
 
-def read_net(folder: Path, name: str, description: dict[str, Any]) -> nn.Module:
+def read_net(folder: Path, name: str, description: dict[str, Any]) -> nn.Sequential:
     """The net of that name, in eval mode."""
     net = nn.Sequential(*layers(description)).eval()
     weights = torch.load(folder / f"{name}.pt", weights_only=True)
@@ -108,6 +111,19 @@ def decide(
     return done[: len(images[0])]
 
 
+def counted(verdicts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How many images were decided, and in what time."""
+    counts = {status: sum(one["status"] == status for one in verdicts) for status in ("proved", "falsified")}
+    seconds = [one["seconds"] for one in verdicts]
+    return {
+        "images": len(verdicts),
+        **counts,
+        "open": len(verdicts) - sum(counts.values()),
+        "seconds": round(sum(seconds) / len(verdicts), 2),
+        "longest": max(seconds),
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="nets of nets.json; default: all")
@@ -116,40 +132,38 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=200, help="the first ones")
     parser.add_argument("--seconds", type=float, default=60, help="of branch and bound, an image")
     parser.add_argument("--out", type=Path, default=Path("out/third_party"))
+    parser.add_argument("--beside", metavar="VERIFIER", help="as of cure verify: a name or a YAML file")
     parser.add_argument("--record", action="store_true", help="write the rows into the ledger")
     options = parser.parse_args()
     described = json.loads((options.nets / "nets.json").read_text())
-    rows = []
+    other = find_verifier(options.beside) if options.beside else None
+    threads, rows = torch.get_num_threads(), []
     for name in options.names or described:
         net, spec = read_net(options.nets, name, described[name]), asked(described[name])
         x, y = (part[: options.images] for part in read_images(options.nets, described[name], options.data))
         verdicts = decide(net, (x, y), spec, options.seconds, options.out / f"{name}.jsonl")
-        counts = {status: sum(one["status"] == status for one in verdicts) for status in ("proved", "falsified")}
         published, by = PUBLISHED.get(name, (None, ""))
-        seconds = [one["seconds"] for one in verdicts]
+        of_all = {"net": name, "set": str(spec), "limit": options.seconds, "threads": threads}
         row = {
-            "net": name,
-            "set": str(spec),
-            "images": len(y),
-            **counts,
-            "open": len(y) - sum(counts.values()),
+            **of_all,
+            **counted(verdicts),
             "by_branch_and_bound": sum(one["stage"] == "branch-and-bound" for one in verdicts),
-            "seconds": round(sum(seconds) / len(y), 2),
-            "longest": max(seconds),
-            "limit": options.seconds,
-            "threads": torch.get_num_threads(),
             "published": published,
             "published_by": by,
         }
         rows.append(row)
         print(json.dumps(row))
+        own = spec.build()
+        if other and default_encoding(own) == "box":
+            beside = Beside(other, options.seconds, options.out / other.name / name)
+            answers, start = beside.decide(net, (x, y), own, verdicts)
+            rows.append({**of_all, "by": other.name, **counted(answers), "start": start})
+            print(json.dumps(rows[-1]))
     if options.record:
-        command = " ".join(["python benchmarks/bench_third_party.py", *options.names, "--nets FOLDER --record"])
-        print(
-            record_rows(
-                "third_party", command, {"rows": rows, "threads": torch.get_num_threads()}, ("net", "set", "images")
-            )
-        )
+        more = ["--beside VERIFIER"] if other else []
+        words = ["python benchmarks/bench_third_party.py", *options.names, "--nets FOLDER", *more, "--record"]
+        figures = {"rows": rows, "threads": threads}
+        print(record_rows("third_party", " ".join(words), figures, ("net", "set", "images", "by")))
     return 0
 
 
