@@ -25,6 +25,7 @@ from cure_plugin.certification.bounder import Bounder
 from cure_plugin.errors import SpecError
 from cure_plugin.export import encode, onnx_model, read_query, write_vnnlib
 from cure_plugin.export.marabou import ask_marabou
+from cure_plugin.proofs import Question, check_proofs, write_proofs
 from cure_plugin.relaxation.root import root
 from cure_plugin.relaxation.search import Limits
 from cure_plugin.vnncomp.graphs import write_model
@@ -228,6 +229,30 @@ def test_leaves_of_three_hundred_nets(first: int, record_property: Callable[[str
     counts = counted(first, 15)
     record_property("leaves", dict(counts))
     assert counts["proved"] >= 20 and counts["by splits"] >= 5, counts
+
+
+def proofs_checked(first: int, wanted: int, folder: Path) -> int:
+    """How many of so many proofs of float32 nets that are only just robust the checker takes for proofs."""
+    found = 0
+    for drawn, net, _ in readable(first, 4 * wanted):
+        if found == wanted or next(net.parameters()).dtype != torch.float32:
+            continue
+        x = image(drawn).to(next(net.parameters()))
+        y, name = net(x).argmax(1), ("linf", "l2", "l1")[found % 3]
+        perturbation = sets_for(drawn.shape, drawn.seed)[name]
+        only_just_robust(net, x, y, perturbation, 0.05)
+        path, limits = folder / f"{drawn.seed}.npz", BranchAndBound(20.0, nodes=600)
+        if write_proofs(path, Certifier(net, drawn.shape), [Question("0", x, y, perturbation)], limits)[0]:
+            found += 1
+            (checked,) = check_proofs(path)
+            assert checked.fault == "" and checked.bound > 0, (drawn.seed, name, checked)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(60_000, 80_000, 1000))
+def test_two_hundred_proofs_of_float32_nets_are_checked(first: int, tmp_path: Path) -> None:
+    assert proofs_checked(first, 10, tmp_path) == 10
 
 
 class Residual(nn.Module):
