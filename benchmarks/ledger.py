@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import reproduce_report
+import third_party_report
 from entries import Entry, Hardware, read_entry, write_entry
 
 from cure_plugin.certification import Summary
@@ -31,7 +32,7 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "desi
 """What holds generated tables."""
 
 UNION_SETTING = "small_mnist_small"
-UNION_PLOT = "union.svg"
+UNION_PLOT, THIRD_PARTY_PLOT = "union.svg", "third_party.svg"
 
 
 def hardware() -> Hardware:
@@ -232,6 +233,7 @@ def plots() -> None:
     for setting in {path.stem.rsplit("-", 2)[0] for path in (RESULTS / "reproduce").glob("*.json")}:
         reproduce_report.plot(RESULTS, setting, folder / f"{setting}.svg")
     reproduce_report.bars(RESULTS, UNION_SETTING, folder / UNION_PLOT)
+    third_party_report.bars(read_entry(RESULTS / "third_party.json").figures["rows"], folder / THIRD_PARTY_PLOT)
 
 
 def generalization_tables() -> str:
@@ -272,30 +274,20 @@ def training_step_table() -> str:
 
 
 def third_party_table() -> str:
-    """The figures of bench_third_party.py as a Markdown table."""
+    """The figures of bench_third_party.py."""
     entry = read_entry(RESULTS / "third_party.json")
-    lines = [
-        "| net | set | images | by | proved, % | falsified, % | open, % | published, % proved of 200 images | "
-        "s an image (longest) |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in entry.figures["rows"]:
-        shares = [f"{100 * row[key] / row['images']:.1f}" for key in ("proved", "falsified", "open")]
-        published = f"{row['published']} ({row['published_by']})" if row.get("published") else "-"
-        seconds = f"{row['seconds']:.1f} ({row['longest']:.0f})"
-        cells = [row["net"], row["set"], str(row["images"]), row.get("by", "ours"), *shares, published, seconds]
-        lines.append(f"| {' | '.join(cells)} |")
-    limit = entry.figures["rows"][0]["limit"]
-    starts = {row["by"]: row["start"] for row in entry.figures["rows"] if "by" in row}
-    others = [
-        f" Seconds of {by} do not count the {start:.1f} s that it takes to start." for by, start in starts.items()
-    ]
-    lines += [
-        "",
-        f"Falsified: misclassified images too. At most {limit:.0f} s an image, of ours of branch and bound alone."
-        f"{''.join(others)} {shown_origin(entry)}.",
-    ]
-    return "\n".join(lines)
+    return f"{third_party_report.table(entry.figures['rows'])} {shown_origin(entry)}."
+
+
+def third_party_figure() -> str:
+    """The plot of them, and what it shows."""
+    rows = third_party_report.main_rows(read_entry(RESULTS / "third_party.json").figures["rows"])
+    return (
+        f"![Images proved, beside the share published](docs/images/{THIRD_PARTY_PLOT})\n\n"
+        f"Nets of SDP-CROWN's and SDP-FO's papers, their {rows[0]['images']} images: proved by the default cascade ("
+        f"one CPU thread, at most {rows[0]['limit']:.0f} s of branch and bound an image) and published at the same "
+        "radii (SDP-CROWN's paper; linf: beta-CROWN on a GPU); dots: what is not falsified, an upper limit."
+    )
 
 
 def shown_origin(entry: Entry) -> str:
@@ -323,6 +315,7 @@ TABLES = {
     "loop": loop_table,
     "splitting": splitting_table,
     "third-party": third_party_table,
+    "third-party-plot": third_party_figure,
     "reproduce": reproduce_tables,
     "generalization": generalization_tables,
     "training-step": training_step_table,

@@ -139,7 +139,7 @@ def bars(results: Path, setting: str, path: Path) -> None:
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     figure.tight_layout()
-    _save(figure, setting, path)
+    save(figure, setting, path)
 
 
 def plot(results: Path, setting: str, path: Path) -> None:
@@ -157,10 +157,10 @@ def plot(results: Path, setting: str, path: Path) -> None:
     axes.legend(fontsize=7)
     axes.grid(alpha=0.3)
     figure.tight_layout()
-    _save(figure, setting, path)
+    save(figure, setting, path)
 
 
-def _save(figure: Any, salt: str, path: Path) -> None:
+def save(figure: Any, salt: str, path: Path) -> None:
     """Write an SVG file, the same for the same runs, and close the figure."""
     pyplot = load_pyplot()
     path.parent.mkdir(parents=True, exist_ok=True)

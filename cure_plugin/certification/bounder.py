@@ -97,7 +97,9 @@ class Bounder:
         if wide is None:
             return None
         with torch.no_grad():
-            wide.bounded(torch.zeros(1, *self.input_shape, dtype=like(wide.net).dtype))  # makes it of the weights of now
+            wide.bounded(
+                torch.zeros(1, *self.input_shape, dtype=like(wide.net).dtype)
+            )  # makes it of the weights of now
         try:
             return affine_net(wide.bounded)
         except SpecError:
