@@ -215,7 +215,7 @@ def union_figure() -> str:
         if entries[0].figures["epochs"] != first["epochs"]:
             epochs += f", {reproduce_report.NAMES[method]} {entries[0].figures['epochs']} from a trained net"
     return (
-        f"![Certified accuracy per norm and for the union, by training method](docs/images/{UNION_PLOT})\n\n"
+        f"![Certified accuracy per norm and for the union, by training method](docs/images/{UNION_PLOT})\n"
         f"`{UNION_SETTING}`: a small convolutional net on MNIST ({epochs}); certified accuracy on the first "
         f"{first['images']} test images at {', '.join(first['radii'])} and for their union; means and ranges of seeds "
         f"{seeds}; dots: the union that the attack leaves, an upper limit."
@@ -283,7 +283,7 @@ def third_party_figure() -> str:
     """The plot of them, and what it shows."""
     rows = third_party_report.main_rows(read_entry(RESULTS / "third_party.json").figures["rows"])
     return (
-        f"![Images proved, beside the share published](docs/images/{THIRD_PARTY_PLOT})\n\n"
+        f"![Images proved, beside the share published](docs/images/{THIRD_PARTY_PLOT})\n"
         f"Nets of SDP-CROWN's and SDP-FO's papers, their {rows[0]['images']} images: proved by the default cascade ("
         f"one CPU thread, at most {rows[0]['limit']:.0f} s of branch and bound an image) and published at the same "
         "radii (SDP-CROWN's paper; linf: beta-CROWN on a GPU); dots: what is not falsified, an upper limit."
