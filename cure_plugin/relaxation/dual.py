@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cure_plugin.relaxation.corners import concave_part, mean_outputs, moved, smallest
 from cure_plugin.relaxation.reduced import Layer, ReducedNet, Rows
 
 _LEAST = 1e-9
@@ -102,6 +103,7 @@ class _Passed:
     point: Tensor
     output: Tensor
     free: Tensor | None
+    concave: Tensor | None = None
 
 
 class Dual:
@@ -128,23 +130,32 @@ class Dual:
         size = sum((weight.square().sum(1) for weight in rows.weights.values()), like.new_zeros(count)).sqrt()
         radii = like.new_tensor([max(layer.radius, _LEAST) for layer in self.net.layers])
         multipliers = (size[:, None] / radii).clamp(min=_LEAST)
+        if self.joint:
+            multipliers[:, 0] = _LEAST  # its ball is not used
         first = rows.weights.get(0)
         first = size[:, None] if first is None else first
         return Duals(slopes, torch.zeros_like(slopes), multipliers, self.net.start.first_multiplier(first))
 
     def evaluate(self, rows: Rows, duals: Duals, domain: Domain | None) -> Found:
         """Bounds of ``rows`` and their gradients."""
-        down, value, found, budget, point = self._down(rows, duals, domain)
-        return self._up(down, value, found, budget, point)
+        return self._up(*self._down(rows, duals, domain))
 
     def value(self, rows: Rows, duals: Duals, domain: Domain | None) -> Tensor:
         """Bounds of ``rows`` alone."""
         return self._down(rows, duals, domain)[1]
 
+    @property
+    def joint(self) -> bool:
+        """Whether the first layer is bounded together with the input."""
+        return bool(self.net.layers) and self.net.layers[0].jump > 0
+
     def _down(
         self, rows: Rows, duals: Duals, domain: Domain | None
     ) -> tuple[list[_Passed], Tensor, Tensor, Tensor, Tensor]:
-        """(layers as passed, bounds, better multipliers of the balls, of the budget, point of the input)."""
+        """(layers as passed, bounds, better multipliers of the balls, of the budget, point of the input).
+
+        Of a net whose first layer is bounded together with the input, the point is given by the corners' shares.
+        """
         count, value = len(rows), rows.bias.clone()
         over: dict[int, Tensor] = dict(rows.weights)
         multipliers = duals.multipliers.clone()
@@ -164,8 +175,14 @@ class Dual:
         if first is None:
             first = value.new_zeros(count, len(self.net.start.x))
         value += first @ self.net.start.x
+        down.reverse()
+        if down and down[0].concave is not None:
+            layer, concave = self.net.layers[0], down[0].concave
+            least, shares, _ = smallest(layer, self.net.start, concave, first)
+            value += concave @ layer.clean.clamp(min=0)
+            return down, value + least, multipliers, duals.budget, shares
         least, point, budget = self.net.start.minimum(first, duals.budget)
-        return down[::-1], value + least, multipliers, budget, point
+        return down, value + least, multipliers, budget, point
 
     def _through(
         self, layer: Layer, k: int, a: Tensor, duals: Duals, domain: Domain | None, multipliers: Tensor
@@ -174,18 +191,23 @@ class Dual:
         part = self.parts[k]
         lower, upper = (layer.lower, layer.upper) if domain is None else domain.ends(layer, part)
         slope, free = duals.slopes[:, part], None
-        if not self.coupled:  # where a row is negative the chord is best, whatever else
+        concave = None
+        if layer.jump:
+            concave = concave_part(a, None if domain is None else domain.signs[:, part])
+            a = a - concave
+        coupled = self.coupled and concave is None
+        if not coupled:  # where a row is negative the chord is best, whatever else
             chord = layer.chord if domain is None else domain.chord(layer, part)
             free = (a >= 0).to(a)
             slope = torch.lerp(chord.expand_as(a), slope, free)
         g = torch.addcmul(-duals.splits[:, part], slope, a)
         rest = a - g
-        if not self.coupled:
+        if not coupled:
             at_upper, at_lower = (rest * upper).clamp(max=0), (-g * lower).clamp(max=0)
             h = torch.minimum(at_upper, at_lower)
             choose, low = ((at_upper <= at_lower) & (at_upper < 0)).to(a), (at_lower < at_upper).to(a)
             output = upper * choose
-            return _Passed(a, slope, g, h, output + lower * low, output, free), h.sum(1)
+            return _Passed(a, slope, g, h, output + lower * low, output, free, concave), h.sum(1)
         m = duals.multipliers[:, k : k + 1]
         active = torch.minimum((layer.clean - rest / m).clamp(min=0), upper)
         inactive = torch.maximum((layer.clean + g / m).clamp(max=0), lower)
@@ -203,6 +225,9 @@ class Dual:
         return _Passed(a, slope, g, h, point, active * choose, free), offset
 
     def _up(self, down: list[_Passed], value: Tensor, multipliers: Tensor, budget: Tensor, point: Tensor) -> Found:
+        exact: Tensor | None = None
+        if down and down[0].concave is not None:
+            exact, point = mean_outputs(self.net.layers[0], point), moved(self.net.layers[0], point)
         outputs: list[Tensor] = [self.net.start.x + point]
         by_slope, by_split, reached = [], [], []
         for layer, passed in zip(self.net.layers, down, strict=True):
@@ -215,7 +240,11 @@ class Dual:
             by_slope.append(gradient if passed.free is None else gradient * passed.free)
             by_split.append(-rest)
             reached.append(before)
-            outputs.append(torch.cat([torch.addcmul(passed.output, passed.slope, rest), z[:, layer.unstable :]], 1))
+            after = torch.addcmul(passed.output, passed.slope, rest)
+            if passed.concave is not None and exact is not None:
+                passed.h = passed.h - passed.a.clamp(min=0) * (exact - after)  # what splits can gain
+                after = torch.where(passed.concave < 0, exact, after)
+            outputs.append(torch.cat([after, z[:, layer.unstable :]], 1))
 
         def over_all(name: str) -> Tensor:
             return torch.cat([getattr(passed, name) for passed in down], 1)

@@ -22,6 +22,7 @@ class InputSet:
 
     Attributes:
         x: the image, flat (n,). low, high: (n,). p: 1, 2 or inf. eps: the radius; of no use where p is inf.
+        joint: whether the first ReLU layer is to be bounded together with it.
     """
 
     x: Tensor
@@ -29,6 +30,7 @@ class InputSet:
     high: Tensor
     p: float
     eps: float
+    joint: bool = False
 
     @property
     def largest(self) -> Tensor:
@@ -36,7 +38,7 @@ class InputSet:
         return torch.maximum((self.x + self.low).abs(), (self.x + self.high).abs())
 
     def to(self, dtype: torch.dtype) -> InputSet:
-        return InputSet(self.x.to(dtype), self.low.to(dtype), self.high.to(dtype), self.p, self.eps)
+        return InputSet(self.x.to(dtype), self.low.to(dtype), self.high.to(dtype), self.p, self.eps, self.joint)
 
     def first_multiplier(self, rows: Tensor) -> Tensor:
         """A multiplier of the budget to start from for rows (R, n), (R,)."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cure_plugin.bounds.rounding import growth
+from cure_plugin.relaxation.corners import concave_part, smallest
 from cure_plugin.relaxation.dual import Domain, Duals
 from cure_plugin.relaxation.reduced import Layer, ReducedNet, Rows
 
@@ -32,6 +33,7 @@ def certified(
     over: dict[int, Tensor] = dict(rows.weights)
     value, error = rows.bias.clone(), factor * sizes
     parts = net.parts()
+    concave: Tensor | None = None
     for k in range(len(net.layers), 0, -1):
         layer, part = net.layers[k - 1], parts[k - 1]
         a = over.pop(k, None)
@@ -39,8 +41,14 @@ def certified(
             continue
         unstable = a[:, : layer.unstable]
         lower, upper = (layer.lower, layer.upper) if domain is None else domain.ends(layer, part)
-        g = _coefficients(layer, unstable, duals.slopes[:, part], duals.splits[:, part], domain, part, coupled)
-        multiplier = duals.multipliers[:, k - 1] if coupled else None
+        if layer.jump:
+            concave = concave_part(unstable, None if domain is None else domain.signs[:, part])
+            unstable = unstable - concave
+            value += concave @ layer.clean.clamp(min=0)
+            error += _of_corners(layer, concave, factor)
+        by_ball = coupled and not layer.jump
+        g = _coefficients(layer, unstable, duals.slopes[:, part], duals.splits[:, part], domain, part, by_ball)
+        multiplier = duals.multipliers[:, k - 1] if by_ball else None
         h, size = _intercepts(layer, unstable, g, multiplier, lower, upper)
         passed = torch.cat([g, a[:, layer.unstable :]], 1)
         value += h + passed @ layer.bias
@@ -50,12 +58,26 @@ def certified(
     first = over.get(0)
     if first is not None:
         inputs, sums = net.start, growth(first.shape[1] + _FORMS, torch.float64)
-        least, point, _ = inputs.minimum(first, duals.budget)
+        if concave is None:
+            least, point, _ = inputs.minimum(first, duals.budget)
+        else:
+            least, point, size = smallest(net.layers[0], inputs, concave, first)
+            error += 2 * sums * size
         value += first @ inputs.x + least
         error += sums * (first.abs() @ (inputs.x.abs() + 2 * torch.maximum(inputs.low.abs(), inputs.high.abs())))
         if inputs.p == 2:  # the multiplier may have grown fivefold
             error += sums * 5 * duals.budget * (point.square().sum(1) + inputs.eps**2)
     return value - error
+
+
+def _of_corners(layer: Layer, concave: Tensor, factor: float) -> Tensor:
+    """How far rounding may move what negative coefficients (R, u) make of the first layer at an l1 ball's corners.
+
+    Clean values err by at most ``factor`` times the layer's sizes, and so do those that corners add to.
+    """
+    furthest = layer.clean.abs() + layer.jump * layer.weights[0][: layer.unstable].abs().amax(1)
+    sums = growth(layer.unstable + _FORMS, torch.float64)
+    return concave.abs() @ (4 * factor * layer.sizes[: layer.unstable] + 2 * sums * furthest)
 
 
 def _coefficients(

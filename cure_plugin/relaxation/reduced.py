@@ -14,6 +14,9 @@ from cure_plugin.relaxation.affine import AffineNet
 from cure_plugin.relaxation.inputs import InputSet
 from cure_plugin.relaxation.products import Product
 
+_CORNERS = 1 << 24
+"""Values of a first layer at corners of an l1 ball that are kept: an eighth of a GiB in float64."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -26,6 +29,7 @@ class Layer:
         radius: of an l2 ball around ``clean`` that holds the unstable ones' inputs; infinite where none is known.
         sizes: (n,) sums of absolute values of the terms that make up the inputs: how far rounding may reach.
         outputs: ends of what the neurons put out, (n,) each.
+        jump: radius of the l1 ball that the layer, the first, is bounded together with (:mod:`.corners`); 0: it is not.
     """
 
     kept: Tensor
@@ -38,6 +42,14 @@ class Layer:
     radius: float
     sizes: Tensor
     outputs: tuple[Tensor, Tensor]
+    jump: float = 0.0
+
+    @cached_property
+    def corners(self) -> Product:
+        """What unstable neurons put out at the corners of the ball less what they do at the clean input, (u, 2 n_0)."""
+        steps = self.jump * self.weights[0][: self.unstable]
+        at_corners = (self.clean[:, None] + torch.cat([steps, -steps], 1)).clamp(min=0)
+        return Product(at_corners - self.clean[:, None].clamp(min=0))
 
     @cached_property
     def chord(self) -> Tensor:
@@ -62,6 +74,7 @@ class Layer:
             self.radius,
             self.sizes.to(dtype),
             (_outward(self.outputs[0], dtype, -1), _outward(self.outputs[1], dtype, 1)),
+            self.jump,
         )
 
 
@@ -150,8 +163,15 @@ class ReducedNet:
                 min(radius, float(own) * (1 + 1e-12)),
                 sizes[kept],
                 (lower[kept].clamp(min=0), upper[kept].clamp(min=0)),
+                self._jump(len(unstable)),
             )
         )
+
+    def _jump(self, unstable: int) -> float:
+        """Of the layer that is added."""
+        corners = 2 * unstable * len(self.start.x)
+        together = self.start.joint and not self.layers and self.start.eps > 0 and corners <= _CORNERS
+        return self.start.eps if together else 0.0
 
     def to(self, dtype: torch.dtype) -> ReducedNet:
         """The same in another precision."""

@@ -84,6 +84,7 @@ def root(
             finite.
     """
     start = input_set(region)
+    start = replace(start, joint=start.p == 1 and trace is None)  # the checker of proofs does not know of it
     sizes = node_sizes(bounded, region.x, region.perturbation, {})
     if sizes is None:
         raise SpecError("the net has a node whose rounding has no rule")
