@@ -152,6 +152,22 @@ def certify_table() -> str:
     return "\n".join(lines)
 
 
+def branching_table() -> str:
+    """The figures of bench_branching.py as a Markdown table."""
+    entry = read_entry(RESULTS / "branching.json")
+    lines = [
+        "| net, set | images | proved without, open | proved with, open | s an image, and of those left open |",
+        "|---|---|---|---|---|",
+    ]
+    for row in entry.figures["rows"]:
+        lines.append(
+            f"| {row['net']}, {row['set']} | {row['images']} | {row['proved_before']}, {row['open_before']} | "
+            f"{row['proved']}, {row['open']} | {row['seconds_before']:.1f}, {row['seconds']:.1f} |"
+        )
+    lines += ["", f"The cascade without and with branch and bound (at most 15 s an image); {shown_origin(entry)}."]
+    return "\n".join(lines)
+
+
 def loop_table() -> str:
     """The figures of bench_certify.py loop as a Markdown table."""
     entry = read_entry(RESULTS / "certify-loop.json")
@@ -312,6 +328,7 @@ TABLES = {
     "demo": demo_table,
     "sets": sets_table,
     "certify": certify_table,
+    "branching": branching_table,
     "loop": loop_table,
     "splitting": splitting_table,
     "third-party": third_party_table,

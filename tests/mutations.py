@@ -47,6 +47,10 @@ def _branching(name: str, file: str, old: str, new: str) -> Mutation:
     return Mutation(name, f"relaxation/{file}.py", old, new, ("branch_and_bound",))
 
 
+def _corners(name: str, old: str, new: str) -> Mutation:
+    return Mutation(name, "relaxation/corners.py", old, new, ("corners", "branch_and_bound"))
+
+
 def _checking(name: str, old: str, new: str) -> Mutation:
     return Mutation(name, "proofs/checker.py", old, new, ("proofs",))
 
@@ -151,6 +155,16 @@ MUTATIONS = (
         "layer.lower, bounds[:unstable])",
         "layer.lower, bounds[:unstable] + 0.05)",
     ),
+    _corners(
+        "corners too near", "gains = layer.corners.down(concave) +", "gains = 0.5 * layer.corners.down(concave) +"
+    ),
+    _corners("shares too small", "/ layer.jump).clamp(max=1)", "/ layer.jump).clamp(max=0.5)"),
+    _corners(
+        "a corner's price for nothing",
+        "return (terms.sum(1) - price.squeeze(1)), shares",
+        "return terms.sum(1), shares",
+    ),
+    _corners("split neurons at corners", "else concave * (1 - signs.abs())", "else concave"),
     Mutation(
         "constants in the net's precision",
         "certification/bounder.py",

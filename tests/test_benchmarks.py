@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cure_plugin.certification import branch_and_bound
 from cure_plugin.certification.dataset import set_names
-from cure_plugin.datasets import DATASETS, load_data
+from cure_plugin.datasets import DATASETS, ImageData, load_data
 from cure_plugin.errors import CheckpointError, SpecError
 from cure_plugin.relaxation.search import Limits
 from cure_plugin.sets import set_spec
@@ -18,6 +19,7 @@ from cure_plugin.training import load_recipe
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import bench_branching
 import bench_certify
 import bench_generalization
 import bench_sets
@@ -74,6 +76,20 @@ def test_the_plain_loop_starts_with_what_the_cascade_leaves(monkeypatch: pytest.
     stopped = bench_certify.plain_loop(net, data, "l2=0.5", [5, 4, 3, 2, 1, 0], limit=0.0)
     assert stopped["crown"] == whole["crown"] and len(stopped["proved"]) == stopped["crown"]
     assert stopped["unreached"] == 6 - stopped["crown"]
+
+
+def test_what_branch_and_bound_closes_is_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With and without it, on the images that are open without."""
+    monkeypatch.setattr(ledger, "RESULTS", tmp_path)
+
+    def cascade(_: object, data: ImageData, text: str, methods: list[str]) -> dict[str, Any]:
+        complete = "branch-and-bound" in methods
+        assert len(data) == (3 if complete else 5) and text.startswith("l1=")
+        return {"proved": [0, 2] if complete else [1], "undecided": [1] if complete else [0, 2, 4], "seconds": 10.0}
+
+    monkeypatch.setattr(bench_branching, "cascade", cascade)
+    bench_branching.main(["--images", "5", "--record"])
+    assert "| ball, l1=1.75 | 5 | 1, 3 | 3, 1 | 2.0, 3.3 |" in ledger.branching_table()
 
 
 def test_rows_measured_apart_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
