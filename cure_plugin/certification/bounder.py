@@ -96,10 +96,8 @@ class Bounder:
         wide = self if like(self.net).dtype == torch.float64 else self._in_float64()
         if wide is None:
             return None
-        with torch.no_grad():
-            wide.bounded(
-                torch.zeros(1, *self.input_shape, dtype=like(wide.net).dtype)
-            )  # makes it of the weights of now
+        with torch.no_grad():  # constants of the weights of now
+            wide.bounded(torch.zeros(1, *self.input_shape, dtype=torch.float64))
         try:
             return affine_net(wide.bounded)
         except SpecError:
