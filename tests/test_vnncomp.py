@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -487,18 +488,22 @@ def test_check_writes_results(root: Path, tmp_path: Path, capsys: pytest.Capture
         check(root / "instances.csv", tmp_path)
 
 
-def test_a_generator_says_what_is_wrong_in_a_line(root: Path) -> None:
+def test_a_generator_says_what_is_wrong_in_a_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = (root / "spec.yaml").read_text()
-    for text, seed, message in (
-        (spec.replace("timeout", "time"), "1", "timeout"),
-        (f"{spec}\nday: 2024-13-45\n", "1", "month"),
-        (spec.replace("hard: 3", "hard: some"), "1", "hard in spec.yaml"),
-        (spec, "\u00b2", "usage"),
+    command = [sys.executable, "generate_properties.py", "\u00b2"]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert run.returncode == 1 and "usage" in run.stderr and "Traceback" not in run.stderr
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+    monkeypatch.setattr(sys, "argv", ["generate_properties.py", "1"])
+    for text, message in (
+        (spec.replace("timeout", "time"), "timeout"),
+        (f"{spec}\nday: 2024-13-45\n", "month"),
+        (spec.replace("hard: 3", "hard: some"), "hard in spec.yaml"),
     ):
         (root / "spec.yaml").write_text(text)
-        command = [sys.executable, "generate_properties.py", seed]
-        run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-        assert run.returncode == 1 and message in run.stderr and "Traceback" not in run.stderr
+        with pytest.raises(SystemExit, match=message):  # with a text, so its exit code is 1
+            runpy.run_path(str(root / "generate_properties.py"), run_name="__main__")
 
 
 # -- verifiers ----------------------------------------------------------------------------------
