@@ -187,15 +187,16 @@ MUTATIONS = (
 )
 
 
-def killed_by(mutation: Mutation) -> str:
-    """The first test that fails with the fault; empty where none does."""
+def killed_by(mutation: Mutation | None, tests: tuple[str, ...]) -> str:
+    """The first of the ``tests`` that fails with the fault, or without any; empty where none does."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        for name in ("cure_plugin", "tests"):
+        for name in ("cure_plugin", "tests", "docs", "benchmarks"):
             shutil.copytree(HERE / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(HERE / "pyproject.toml", root)
-        mutation.apply(root)
-        for name in mutation.tests:
+        if mutation is not None:
+            mutation.apply(root)
+        for name in tests:
             command = [sys.executable, "-m", "pytest", "-x", "-m", "not slow", f"tests/test_{name}.py"]
             ran = subprocess.run(command, cwd=root, env=_environment(root), capture_output=True, text=True)
             if ran.returncode == 1:
@@ -212,12 +213,14 @@ def _environment(root: Path) -> dict[str, str]:
 
 def main(words: list[str], say: Callable[[str], object] = print) -> int:
     """Try the mutations whose names have one of the ``words`` (none: all); how many live."""
+    chosen = [one for one in MUTATIONS if not words or any(word in one.name for word in words)]
+    broken = killed_by(None, tuple(dict.fromkeys(name for one in chosen for name in one.tests)))
+    if broken:
+        raise SystemExit(f"{broken} fails without a fault")
     alive = 0
-    for mutation in MUTATIONS:
-        if words and not any(word in mutation.name for word in words):
-            continue
+    for mutation in chosen:
         started = time.monotonic()
-        test = killed_by(mutation)
+        test = killed_by(mutation, mutation.tests)
         alive += not test
         say(f"{mutation.name}: {'killed by ' + test if test else 'ALIVE'} ({time.monotonic() - started:.0f} s)")
     return alive
