@@ -65,14 +65,14 @@ def record(name: str, command: str, seed: int, figures: dict[str, Any]) -> Path:
 def record_rows(name: str, command: str, figures: dict[str, Any], key: Sequence[str]) -> Path:
     """:func:`record` where ``figures["rows"]`` are some of the rows: the others, told apart by ``key``, stay.
 
-    Every row carries the commit that it was measured at.
+    Every row carries the commit and the processor that it was measured at.
     """
     path = RESULTS / f"{name}.json"
     known: list[dict[str, Any]] = []
     if path.exists():
         entry = read_entry(path)
-        known = [{"commit": entry.commit, **row} for row in entry.figures["rows"]]
-    rows = [*known, *({**row, "commit": COMMIT} for row in figures["rows"])]
+        known = [{"commit": entry.commit, "cpu": entry.hardware.cpu, **row} for row in entry.figures["rows"]]
+    rows = [*known, *({**row, "commit": COMMIT, "cpu": hardware().cpu} for row in figures["rows"])]
     merged = {tuple(row.get(part) for part in key): row for row in rows}
     return record(name, command, 0, {**figures, "rows": list(merged.values())})
 
@@ -309,8 +309,10 @@ def third_party_figure() -> str:
 def shown_origin(entry: Entry) -> str:
     """Where and how a result was measured."""
     threads = entry.figures["threads"]
-    cores = f"{threads} thread{'s' if threads > 1 else ''}, {entry.hardware.cpu}"
-    commits = dict.fromkeys(row.get("commit", entry.commit) for row in entry.figures.get("rows", [{}]))
+    rows = entry.figures.get("rows", [{}])
+    processors = " and ".join(dict.fromkeys(row.get("cpu", entry.hardware.cpu) for row in rows))
+    cores = f"{threads} thread{'s' if threads > 1 else ''}, {processors}"
+    commits = dict.fromkeys(row.get("commit", entry.commit) for row in rows)
     return f"{cores}, commit {', '.join(commits)}, `{entry.command}`"
 
 

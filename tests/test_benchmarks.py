@@ -95,10 +95,14 @@ def test_what_branch_and_bound_closes_is_counted(monkeypatch: pytest.MonkeyPatch
 def test_rows_measured_apart_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "RESULTS", tmp_path)
     ledger.record_rows("r", "command", {"rows": [{"set": "a", "n": 1}, {"set": "b", "n": 2}]}, ("set",))
+    first = ledger.hardware()
     monkeypatch.setattr(ledger, "COMMIT", "later")
-    path = ledger.record_rows("r", "command", {"rows": [{"set": "b", "n": 3}]}, ("set",))
+    monkeypatch.setattr(ledger, "hardware", lambda: ledger.Hardware("another", 2, "3.11"))
+    path = ledger.record_rows("r", "command", {"rows": [{"set": "b", "n": 3}], "threads": 1}, ("set",))
     rows = json.loads(path.read_text())["figures"]["rows"]
     assert [(row["set"], row["n"], row["commit"] == "later") for row in rows] == [("a", 1, False), ("b", 3, True)]
+    assert [row["cpu"] for row in rows] == [first.cpu, "another"]
+    assert f"1 thread, {first.cpu} and another, commit" in ledger.shown_origin(ledger.read_entry(path))
 
 
 def test_splitting_is_measured_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
