@@ -33,6 +33,9 @@ from cure_plugin.sets import PerturbationSet
 _STEPS = 16
 """Operations per entry of a node that are no sums over a layer's inputs: slopes, intercepts, normalisation."""
 
+_CONSTANT = 4
+"""The same for each number that the net computes of constants alone: one operation, by a library function at most."""
+
 _HEURISTIC = 2.0**12
 """Units of rounding, relative to the largest value at any node, allowed for where the net has a node without a rule."""
 
@@ -140,7 +143,7 @@ def terms_along(bounded: BoundedModule, x: Tensor) -> int:
     terms = x[0].numel()
     for node in bounded.children():
         if not moves(node):
-            terms += _STEPS if node.inputs and is_fixed(node) else 0  # computed of constants
+            terms += _CONSTANT if node.inputs and is_fixed(node) else 0
             continue
         terms += _STEPS
         for part in () if is_elementwise(node) else node.inputs[1:2]:
