@@ -57,16 +57,20 @@ class CrownIbpBound(_BoxMethod):
     spelling = "CROWN-IBP"
 
 
+class _Dividing(BoundMethod):
+    """Backward bounds, of a net that only ReLUs bend within the memory asked for."""
+
+    def divides(self, bounded: BoundedModule) -> bool:
+        return only_relus_bend(bounded)
+
+
 @METHODS.register("CROWN")
 @dataclass(frozen=True)
-class Crown(BoundMethod):
+class Crown(_Dividing):
     """CROWN from every layer (Zhang et al. 2018), but for neurons that known boxes show not to bend."""
 
     def bytes_per_image(self, bounded: BoundedModule, itemsize: int) -> int:
         return crown_bytes(bounded, itemsize)
-
-    def divides(self, bounded: BoundedModule) -> bool:
-        return only_relus_bend(bounded)
 
     def bounds(self, bounder: Bounder, piece: Piece) -> PieceBounds:
         layers = bounder.crown(piece, piece.known.boxes if piece.known else None)
@@ -75,7 +79,7 @@ class Crown(BoundMethod):
 
 @METHODS.register("coupled")
 @dataclass(frozen=True)
-class Coupled(BoundMethod):
+class Coupled(_Dividing):
     """Bounds that keep the budget that all pixels of an l1 or l2 ball share, see :mod:`cure_plugin.bounds.coupled`."""
 
     def applies_to(self, perturbation: PerturbationSet) -> bool:
@@ -83,9 +87,6 @@ class Coupled(BoundMethod):
 
     def bytes_per_image(self, bounded: BoundedModule, itemsize: int) -> int:
         return max(coupled_bytes(bounded, itemsize).values())
-
-    def divides(self, bounded: BoundedModule) -> bool:
-        return only_relus_bend(bounded)
 
     def bounds(self, bounder: Bounder, piece: Piece) -> PieceBounds:
         x, y, perturbation = piece.x, piece.y, piece.perturbation
@@ -99,7 +100,7 @@ class Coupled(BoundMethod):
 
 @METHODS.register("alpha-CROWN")
 @dataclass(frozen=True)
-class AlphaCrown(BoundMethod):
+class AlphaCrown(_Dividing):
     """CROWN with optimised slopes (Xu et al. 2021): where boxes are known, of the margins alone; then in full.
 
     Boxes that coupling made are better than its own, so they stay. What coupling found hopeless keeps its bound, and so
@@ -116,9 +117,6 @@ class AlphaCrown(BoundMethod):
 
     def bytes_per_image(self, bounded: BoundedModule, itemsize: int) -> int:
         return alpha_crown_bytes(bounded, itemsize)
-
-    def divides(self, bounded: BoundedModule) -> bool:
-        return only_relus_bend(bounded)
 
     def bounds(self, bounder: Bounder, piece: Piece) -> PieceBounds:
         # what the wrapper itself holds is of whatever came before

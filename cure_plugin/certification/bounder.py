@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -138,10 +139,17 @@ class Bounder:
             hints: see :func:`~cure_plugin.bounds.margins.lower_margins`.
         """
         asked = self.bounded, piece.x, piece.y, piece.perturbation
-        limit = int(self.memory * 2**30)
-        if crown_bytes(self.bounded, self._itemsize) > limit and only_relus_bend(self.bounded):
-            return crown_bounds_in_parts(*asked, crown_rows(self.bounded, self._itemsize, limit // _PARTS), hints)
+        if self._rows is not None:
+            return crown_bounds_in_parts(*asked, self._rows, hints)
         return crown_bounds(*asked, hints=hints)
+
+    @cached_property
+    def _rows(self) -> dict[str, int] | None:
+        """Neurons that CROWN bounds at a time, by the names of the ReLUs' inputs; None: all."""
+        limit = int(self.memory * 2**30)
+        if crown_bytes(self.bounded, self._itemsize) <= limit or not only_relus_bend(self.bounded):
+            return None
+        return crown_rows(self.bounded, self._itemsize, limit // _PARTS)
 
     def bound(self, whole: Piece, method: BoundMethod) -> Bounds:
         """Lower bounds of the smallest margin of each image, which of them are proofs, and what later methods can use.
