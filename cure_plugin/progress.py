@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from typing import TextIO
 
 from tqdm import tqdm
 
 _SECONDS = 60.0
 """Between two lines of a log."""
+
+Watch = Callable[[int, float], None]
+"""Told, while one image is worked on, how many pieces of its set were bounded so far, and the worst bound."""
+
+
+def unwatched(pieces: int, worst: float) -> None:
+    """A :data:`Watch` that looks away."""
+
+
+def shown_on(bar: tqdm) -> Watch:
+    """A :data:`Watch` that writes behind the ``bar``, no more often than that is drawn anyway."""
+    last = time.monotonic()
+
+    def watch(pieces: int, worst: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        due = now - last >= bar.mininterval
+        last = now if due else last
+        bar.set_postfix_str(f"{pieces} pieces, worst bound {worst:.3g}", refresh=due)
+
+    return watch
 
 
 class _Lines:

@@ -15,7 +15,7 @@ from cure_plugin.attacks import find_counterexample
 from cure_plugin.bounds.margins import LayerBounds, crown_bounds
 from cure_plugin.certification import Certifier, Crown, Found, Splitting
 from cure_plugin.certification.bounder import Bounder
-from cure_plugin.certification.splitting import SplitResult, prove_by_splitting
+from cure_plugin.certification.splitting import Prove, SplitResult, Steps, prove_by_splitting
 from cure_plugin.checkpoint import load_net
 from cure_plugin.datasets import load_data
 from cure_plugin.errors import SpecError
@@ -33,6 +33,11 @@ def train(folder: Path) -> None:
         "demo_linf", {"epochs": 3, "ramp_epochs": 1, "batch_size": 50, "attack_steps": 2, "milestones": []}
     )
     Trainer(recipe, load_data("mnist-slice", True).first(2000), folder).run()
+
+
+def steps(prove: Prove) -> Steps:
+    """To prove pieces, and nothing else."""
+    return Steps(prove, lambda *_: None, lambda *_: SplitResult(False, 0, -math.inf))
 
 
 @pytest.mark.parametrize("text, count", [("R(8)", 5), ("R(2) Sh(2)", 3), ("patch=2x2", 2)])
@@ -91,7 +96,7 @@ def test_the_margin_of_a_failed_split_is_a_bound_of_the_whole() -> None:
         lower = torch.where(pieces.positions(x)[:, 0] == 3, -1.0, -5.0)  # type: ignore[attr-defined]
         return Found(lower, lower > 0)
 
-    result = prove_by_splitting(prove, lambda *_: None, x, y, whole, 100, 8)
+    result = prove_by_splitting(steps(prove), x, y, whole, 100, 8)
     assert not result.proved and result.margin == -5.0
 
 
@@ -122,7 +127,7 @@ def test_parts_are_bounded_with_what_is_known_of_the_piece() -> None:
         layers = LayerBounds(number[:, None], {}, torch.zeros(len(x)).bool(), torch.zeros(len(x)).long())
         return Found(number, number > 1, layers=layers)
 
-    assert prove_by_splitting(prove, lambda *_: None, x, y, PerturbationGeometric.parse("R(1)"), 99, 8).proved
+    assert prove_by_splitting(steps(prove), x, y, PerturbationGeometric.parse("R(1)"), 99, 8).proved
     assert heard[0] is None and heard[1] is not None
     assert heard[1].margins.tolist() == [[1.0], [1.0]]
 
@@ -147,9 +152,7 @@ def test_a_partition_that_covers_nothing_proves_nothing() -> None:
 
     x, y = torch.rand(1, 1, 4, 4), torch.zeros(1, dtype=torch.long)
     with pytest.raises(SpecError, match="empty partition"):
-        prove_by_splitting(
-            lambda *_: Found(torch.ones(1), torch.ones(1) > 0), lambda *_: None, x, y, Empty(2, 2), 100, 8
-        )
+        prove_by_splitting(steps(lambda *_: Found(torch.ones(1), torch.ones(1) > 0)), x, y, Empty(2, 2), 100, 8)
 
 
 def test_nan_bounds_prove_nothing() -> None:
@@ -159,7 +162,7 @@ def test_nan_bounds_prove_nothing() -> None:
         lower = torch.full((len(x),), torch.nan)
         return Found(lower, lower > 0)
 
-    nan = prove_by_splitting(prove, lambda *_: None, x, y, PerturbationPatch(2, 2), 99, 8)
+    nan = prove_by_splitting(steps(prove), x, y, PerturbationPatch(2, 2), 99, 8)
     assert not nan.proved
 
 
@@ -196,3 +199,49 @@ def test_counterexamples_in_pieces_lie_in_the_whole_set(net: nn.Module, text: st
     assert bool(perturbation.contains(x[found], points[found], 1e-3).all())
     assert bool((net(points[found]).argmax(1) != y[found]).all())
     assert all(verdict.margin <= 0 for verdict, broken in zip(verdicts, found, strict=True) if broken)
+
+
+@pytest.mark.parametrize("seed", [2, 5])
+def test_neurons_are_split_where_a_patch_has_one_position_left(seed: int) -> None:
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(100, 16), nn.ReLU(), nn.Linear(16, 3)
+    )
+    x, patch = torch.rand(1, 1, 5, 5), PerturbationPatch(2, 2)
+    with torch.no_grad():
+        y = net(x).argmax(1)
+        net[-1].bias[y] += 0.05
+    pieces_alone, both = (
+        Certifier(net, (1, 5, 5), ["IBP", "CROWN-IBP", "CROWN", method]).decide(x, y, patch)[0][0]
+        for method in (Splitting(seconds=1e-9), Splitting())
+    )
+    assert (pieces_alone.status, both.status) == ("undecided", "proved")
+    assert both.pieces > pieces_alone.pieces and both.depth >= pieces_alone.depth > 0
+    found, _ = find_counterexample(net, x, y, patch, steps=100)
+    assert not bool(found.any())
+
+
+class Whole(PerturbationPatch):
+    """Has one piece, whose box is larger than it."""
+
+    split_methods = ("CROWN",)
+
+    def partition(self, x: torch.Tensor) -> tuple[PerturbationSet, ...]:
+        return (self,)
+
+    def split(self, x: torch.Tensor) -> tuple[PerturbationSet, ...]:
+        return ()
+
+
+def test_a_counterexample_of_a_larger_box_is_none_of_the_set() -> None:
+    """z_0 = 0.05 + |a - 0.6| - 10 relu(a + b - 1.5) falls below 0 only where the patch would cover both a and b."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    with torch.no_grad():
+        net[1].weight[:] = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 1.0]])
+        net[1].bias[:] = torch.tensor([-0.6, 0.6, -1.5])
+        net[3].weight[:] = torch.tensor([[1.0, 1.0, -10.0], [0.0, 0.0, 0.0]])
+        net[3].bias[:] = torch.tensor([0.05, 0.0])
+    x, y = torch.zeros(1, 1, 1, 2), torch.tensor([0])
+    verdict = Certifier(net, (1, 1, 2), ["CROWN", Splitting()]).decide(x, y, Whole(1, 1))[0][0]
+    assert (verdict.status, verdict.stage) == ("undecided", "splitting")
+    assert verdict.pieces > 1  # neurons were split

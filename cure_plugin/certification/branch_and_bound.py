@@ -62,16 +62,18 @@ class BranchAndBound(Method):
     def run(self, work: Work) -> Found:
         count = len(work.y)
         proved, refuted = (torch.zeros(count, dtype=torch.bool) for _ in range(2))
-        margins, nodes = torch.full((count,), math.nan), torch.zeros(count, dtype=torch.long)
+        margins = torch.full((count,), math.nan)
+        nodes, depth = torch.zeros(2, count, dtype=torch.long)
         points = work.x.clone()
         for index in range(count):
             one = work.select(torch.tensor([index]))
             found, point = self.search(one)
-            nodes[index], proved[index], margins[index] = found.nodes, found.proved, found.margin
+            proved[index], margins[index] = found.proved, found.margin
+            nodes[index], depth[index] = found.nodes, found.depth
             if point is not None:
                 points[index], refuted[index] = point, True
                 margins[index] = float(-worst_margin_loss(work.bounder.net(point[None]), one.y))
-        return Found(margins, proved, refuted, points, pieces=nodes)
+        return Found(margins, proved, refuted, points, pieces=nodes, depth=depth)
 
     @torch.no_grad()
     def search(self, one: Work, trace: Trace | None = None) -> tuple[Searched, Tensor | None]:
@@ -111,9 +113,9 @@ class BranchAndBound(Method):
             return Limits(share * self.seconds - (time.monotonic() - started), self.nodes, self.batch)
 
         twice = trace is None and worthwhile(start)
-        found = search(start, limits(_FIRST if twice else 1.0), is_counterexample, trace)
+        found = search(start, limits(_FIRST if twice else 1.0), is_counterexample, trace, one.watch)
         if twice and not found.proved and not reached and found.nodes < self.nodes:
             better = tighten(start, limits(_TIGHTENED))
-            again = search(better, limits(1.0), is_counterexample)
+            again = search(better, limits(1.0), is_counterexample, watch=one.watch)
             found = replace(again, nodes=found.nodes + again.nodes, margin=max(found.margin, again.margin))
         return found, reached[-1] if reached else None

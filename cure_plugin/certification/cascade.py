@@ -106,3 +106,9 @@ def read_methods(methods: Any) -> tuple[Method, ...]:
         named.append(Attack())
     order = [type(method) for method in CASCADE]
     return tuple(sorted(named, key=lambda m: order.index(type(m)) if type(m) in order else len(order)))
+
+
+def timed(methods: Sequence[Method], seconds: float) -> tuple[Method, ...]:
+    """The ``methods``, of which those that split neurons may take so many ``seconds`` an image."""
+    splits = (BranchAndBound, Splitting)
+    return tuple(replace(one, seconds=seconds) if isinstance(one, splits) else one for one in methods)

@@ -22,6 +22,7 @@ from cure_plugin.certification.verdict import Progress, Verdict
 from cure_plugin.checks import check_count, check_shape
 from cure_plugin.errors import SpecError
 from cure_plugin.inputs import check_generator, check_weights, images, labels, like, plain_net
+from cure_plugin.progress import Watch, unwatched
 from cure_plugin.sets import PerturbationSet
 from cure_plugin.sets.base import check_set
 
@@ -78,13 +79,19 @@ class Certifier:
         self._bounder = Bounder(self.net, self.input_shape, batch_size, memory)
 
     def decide(
-        self, x: Tensor, y: Tensor, perturbation: PerturbationSet, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        perturbation: PerturbationSet,
+        generator: torch.Generator | None = None,
+        watch: Watch = unwatched,
     ) -> tuple[list[Verdict], Tensor]:
         """Verdicts for a batch.
 
         Args:
             x: (B, *input_shape) in the set's domain; y: labels (B,).
             generator: of the attack's random starts.
+            watch: told, while an image is split, how many pieces were bounded so far and their worst bound.
 
         Returns:
             (one verdict per image, points (B, *input_shape): the counterexample where falsified, else x).
@@ -98,7 +105,7 @@ class Certifier:
         clean_margin = -worst_margin_loss(logits, y)
         for index in (clean_margin <= 0).nonzero().flatten().tolist():
             progress.falsify(index, "clean", float(clean_margin[index]), x[index])
-        run(self.methods, self._work(x, y, perturbation, generator), progress)
+        run(self.methods, replace(self._work(x, y, perturbation, generator), watch=watch), progress)
         return progress.verdicts(), progress.points
 
     def checked(self, x: Any, y: Any, perturbation: PerturbationSet) -> tuple[Tensor, Tensor]:

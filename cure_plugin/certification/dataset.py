@@ -17,7 +17,7 @@ from cure_plugin.certification.verdict import Status
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import SpecError
 from cure_plugin.inputs import like
-from cure_plugin.progress import progress_bar
+from cure_plugin.progress import Watch, progress_bar, shown_on
 from cure_plugin.sets import SetSpec, set_spec
 from cure_plugin.sets.names import told_apart
 
@@ -73,10 +73,11 @@ def certify_dataset(
         start_results(path, records, settings)
     with progress_bar(len(data), "image", label, progress, len(records)) as bar:
         for start in range(len(records), len(data), certifier.batch_size):
-            batch = _certify_batch(certifier, data, dict(zip(names, sets, strict=True)), start, seed)
+            batch = _certify_batch(certifier, data, dict(zip(names, sets, strict=True)), start, seed, shown_on(bar))
             records += batch
             if path is not None:
                 append_results(path, batch)
+            bar.set_postfix_str("", refresh=False)
             bar.update(len(batch))
     return records
 
@@ -122,7 +123,7 @@ def union_status(statuses: Sequence[Status]) -> Status:
 
 
 def _certify_batch(
-    certifier: Certifier, data: ImageData, sets: dict[str, SetSpec], start: int, seed: int
+    certifier: Certifier, data: ImageData, sets: dict[str, SetSpec], start: int, seed: int, watch: Watch
 ) -> list[Record]:
     stop = min(start + certifier.batch_size, len(data))
     parameter = like(certifier.net)
@@ -134,7 +135,7 @@ def _certify_batch(
     def generator(name: str) -> torch.Generator:
         return torch.Generator(parameter.device).manual_seed((seed * 1_000_003 + start) * 101 + list(sets).index(name))
 
-    by_set = decide_sets(certifier, x, y, {name: spec.build() for name, spec in sets.items()}, generator)
+    by_set = decide_sets(certifier, x, y, {name: spec.build() for name, spec in sets.items()}, generator, watch)
     return [
         Record(
             start + i,

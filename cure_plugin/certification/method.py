@@ -11,6 +11,7 @@ from auto_LiRPA import BoundedModule
 from torch import Tensor
 
 from cure_plugin.bounds.margins import LayerBounds, NodeBox
+from cure_plugin.progress import Watch, unwatched
 from cure_plugin.registry import Registry
 from cure_plugin.sets import PerturbationSet, Region
 from cure_plugin.sets.region import OfRegion
@@ -47,10 +48,12 @@ class Work(_Question):
     Attributes:
         bounder: bounds of the net.
         generator: of random starts.
+        watch: of splits.
     """
 
     bounder: Bounder
     generator: torch.Generator | None = None
+    watch: Watch = unwatched
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Found:
         margins: lower bounds of the smallest margins, (L,), NaN where there are none; where refuted, the margin at the
             point.
         proved, refuted: (L,) bool. points: (L, *input), misclassified points of the sets where refuted.
-        layers: bounds of layers that later methods can use. pieces: how many were bounded, (L,).
+        layers: bounds of layers that later methods can use. pieces: how many were bounded, (L,). depth: the most splits
+            that one of them took, (L,).
     """
 
     margins: Tensor
@@ -70,6 +74,7 @@ class Found:
     points: Tensor | None = None
     layers: LayerBounds | None = None
     pieces: Tensor | None = None
+    depth: Tensor | None = None
 
 
 class Method(ABC):

@@ -89,6 +89,7 @@ CONVERTER.register_unstructure_hook(
         CONVERTER,
         margin=override(unstruct_hook=lambda margin: margin if math.isfinite(margin) else None),
         seconds=override(omit_if_default=True),
+        depth=override(omit_if_default=True),
     ),
 )
 CONVERTER.register_structure_hook(

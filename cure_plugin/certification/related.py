@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cure_plugin.certification.certifier import Certifier
 from cure_plugin.certification.verdict import Status, Verdict
+from cure_plugin.progress import Watch, unwatched
 from cure_plugin.sets import PerturbationSet
 
 
@@ -19,6 +20,7 @@ def decide_sets(
     y: Tensor,
     sets: dict[str, PerturbationSet],
     generator: Callable[[str], torch.Generator],
+    watch: Watch = unwatched,
 ) -> dict[str, list[Verdict]]:
     """Verdicts for a batch, by the sets' names.
 
@@ -27,7 +29,7 @@ def decide_sets(
 
     Args:
         x: (B, *input_shape); y: labels (B,).
-        generator: of the attack's random starts on the set of that name.
+        generator: of the attack's random starts on the set of that name. watch: of splits.
 
     Raises:
         SpecError: see :meth:`Certifier.decide`.
@@ -41,7 +43,7 @@ def decide_sets(
         left = torch.tensor([index for index, verdict in enumerate(verdicts) if verdict is None], dtype=torch.long)
         if left.numel():
             some = sets[name].select(x, left)
-            found, _ = certifier.decide(x[left], y[left], some, generator(name))
+            found, _ = certifier.decide(x[left], y[left], some, generator(name), watch)
             for index, verdict in zip(left.tolist(), found, strict=True):
                 verdicts[index] = verdict
         decided[name] = [verdict for verdict in verdicts if verdict is not None]
@@ -50,7 +52,7 @@ def decide_sets(
         for index, verdict in enumerate(known):
             broken = _settled(decided, inside, index, "falsified")
             if verdict.status == "undecided" and broken is not None:
-                known[index] = replace(broken, seconds=verdict.seconds, pieces=verdict.pieces)
+                known[index] = replace(broken, seconds=verdict.seconds, pieces=verdict.pieces, depth=verdict.depth)
     return {name: decided[name] for name in sets}
 
 

@@ -1,10 +1,11 @@
-"""Branch and bound over the pieces of a set: transformation parameters, patch positions."""
+"""Branch and bound over the pieces of a set: transformation parameters, patch positions, and at last neurons."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -14,16 +15,36 @@ from torch import Tensor
 
 from cure_plugin.attacks import Pgd, pgd, worst_margin_loss
 from cure_plugin.bounds.margins import LayerBounds
+from cure_plugin.certification.branch_and_bound import BranchAndBound
 from cure_plugin.certification.method import METHODS, Found, Method, Work
-from cure_plugin.checks import check_count
+from cure_plugin.checks import check_count, check_number
 from cure_plugin.errors import SpecError
-from cure_plugin.sets import PerturbationSet
+from cure_plugin.progress import Watch, unwatched
+from cure_plugin.sets import PerturbationBox, PerturbationSet
 
 Prove = Callable[[Tensor, Tensor, PerturbationSet, str, LayerBounds | None], Found]
 """(x (B, *input), y (B,), set, name of a method, what is known of layers) -> what the method finds."""
 
 Refute = Callable[[Tensor, Tensor, PerturbationSet], Tensor | None]
 """(x (B, *input), y (B,), set) -> a misclassified point (*input) of one of the images' sets, or None."""
+
+Finish = Callable[[Tensor, Tensor, PerturbationSet, LayerBounds | None], "SplitResult"]
+"""(x (1, *input), y (1,), a piece without parts, what is known of layers) -> what is found of it."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is done with pieces: bound them, attack those that no method proves, decide those that have no parts.
+
+    Attributes:
+        watch: told what is going on.
+    """
+
+    prove: Prove
+    attack: Refute
+    finish: Finish
+    watch: Watch = unwatched
+
 
 _COSTLY_PIECES = 4
 """Pieces handed to the later, costly methods at a time: few, as one of them may settle the image."""
@@ -38,16 +59,21 @@ _ATTACK = Pgd(10, worst_margin_loss)
 class Splitting(Method):
     """Branch and bound over the pieces of geometric and patch sets, in place of alpha-CROWN.
 
+    Where a piece has no parts, as a patch at one position, neurons are split over its box, see :class:`BranchAndBound`.
+
     Attributes:
         pieces: that may be bounded per image.
+        seconds: for splits of neurons, an image, at most.
     """
 
     supersedes: ClassVar[tuple[str, ...]] = ("alpha-CROWN",)
 
     pieces: int = 1000
+    seconds: float = 15.0
 
     def __post_init__(self) -> None:
         check_count("pieces", self.pieces, 1)
+        check_number("seconds", self.seconds, zero=False)
 
     def applies_to(self, perturbation: PerturbationSet) -> bool:
         return bool(perturbation.split_methods)
@@ -67,6 +93,7 @@ class Splitting(Method):
             torch.tensor([result.counterexample is not None for result in results]),
             points,
             pieces=torch.tensor([result.pieces for result in results]),
+            depth=torch.tensor([result.depth for result in results]),
         )
 
     def split(self, work: Work) -> SplitResult:
@@ -85,8 +112,28 @@ class Splitting(Method):
             margin, worst = _margins(work, points, y).min(0)
             return points[worst] if margin <= 0 else None
 
-        batch_size = work.bounder.batch_size
-        return prove_by_splitting(prove, attack, work.x, work.y, work.perturbation, self.pieces, batch_size)
+        steps = Steps(prove, attack, self._finisher(work), work.watch)
+        return prove_by_splitting(steps, work.x, work.y, work.perturbation, self.pieces, work.bounder.batch_size)
+
+    def _finisher(self, work: Work) -> Finish:
+        """Splits of neurons over the boxes of pieces, until the seconds for the image are spent."""
+        left = self.seconds
+
+        def finish(x: Tensor, y: Tensor, piece: PerturbationSet, known: LayerBounds | None) -> SplitResult:
+            nonlocal left
+            started = time.monotonic()
+            if left <= 0 or work.bounder.affine() is None:
+                return SplitResult(False, 0, -math.inf)
+            region = PerturbationBox(*piece.box(x.double())).around(x)
+            one = Work(bounder=work.bounder, region=region, y=y, known=known, watch=work.watch)
+            found, point = BranchAndBound(left).search(one)
+            left -= time.monotonic() - started
+            if point is not None:
+                point = piece.project(x, point[None])  # the box may be larger
+                point = point[0] if _margins(work, point, y) <= 0 else None
+            return SplitResult(found.proved, found.nodes, found.margin, point, found.depth)
+
+        return finish
 
 
 def _margins(work: Work, points: Tensor, y: Tensor) -> Tensor:
@@ -101,15 +148,17 @@ class SplitResult:
 
     Attributes:
         proved: every piece is proved.
-        pieces: how many pieces were bounded in all.
+        pieces: how many pieces, and subdomains of neurons, were bounded in all.
         margin: a lower bound over the whole set: the smallest of the pieces that were not split further.
         counterexample: a misclassified point (*input) of the set, if one was found.
+        depth: the most splits that a piece took.
     """
 
     proved: bool
     pieces: int
     margin: float
     counterexample: Tensor | None = None
+    depth: int = 0
 
 
 @dataclass(frozen=True, order=True)
@@ -118,7 +167,7 @@ class _Open:
 
     Attributes:
         bound: its best. method: index of the next one. tie: makes the order total.
-        known: bounds of layers over the piece, or over one that it is a part of.
+        known: bounds of layers over the piece, or over one that it is a part of. depth: splits that led to it.
     """
 
     bound: float
@@ -126,11 +175,11 @@ class _Open:
     tie: int
     piece: PerturbationSet = field(compare=False)
     known: LayerBounds | None = field(compare=False, default=None)
+    depth: int = field(compare=False, default=0)
 
 
 def prove_by_splitting(
-    prove: Prove,
-    attack: Refute,
+    steps: Steps,
     x: Tensor,
     y: Tensor,
     perturbation: PerturbationSet,
@@ -143,11 +192,10 @@ def prove_by_splitting(
     a counterexample in a piece that no method proves, or at a piece that cannot be split further.
 
     Args:
-        prove: bounds pieces by one of the set's ``split_methods``, the cheapest of which comes first, given what was
-            found of the layers over larger pieces.
-        attack: tried on pieces that no method proves.
+        steps: of which ``prove`` is given one of the set's ``split_methods``, the cheapest of which comes first, and
+            what was found of the layers over larger pieces.
         x: one image (1, *input); y: its label (1,).
-        budget: pieces to bound at most. batch_size: pieces to bound at a time.
+        budget: pieces to bound at most, beside what ``finish`` bounds. batch_size: pieces to bound at a time.
 
     Raises:
         SpecError: the set's partition is empty.
@@ -157,23 +205,30 @@ def prove_by_splitting(
     pending = [_Open(-math.inf, 0, next(tie), piece) for piece in perturbation.partition(x)]
     if not pending:
         raise SpecError(f"{perturbation!r} has an empty partition; a partition must cover the set")
-    pieces, smallest = 0, math.inf
+    pieces, nodes, depth, smallest = 0, 0, 0, math.inf
+
+    def result(proved: bool, margin: float, counterexample: Tensor | None = None) -> SplitResult:
+        return SplitResult(proved, pieces + nodes, margin, counterexample, depth)
+
     while pending:
         method = pending[0].method
         count = batch_size if method == 0 else min(_COSTLY_PIECES, batch_size)
         chosen = [heapq.heappop(pending)]
         while pending and pending[0].method == method and len(chosen) < count:
             chosen.append(heapq.heappop(pending))
-        pieces += len(chosen) if method == 0 else 0
-        if pieces > budget:
-            return SplitResult(False, pieces - len(chosen), chosen[0].bound)
-        chosen, proved = _bounded(prove, x, y, chosen, methods[method])
+        if method == 0:
+            if pieces + len(chosen) > budget:
+                return result(False, chosen[0].bound)
+            pieces += len(chosen)
+            steps.watch(pieces + nodes, chosen[0].bound)
+            depth = max(depth, *(one.depth for one in chosen))
+        chosen, proved = _bounded(steps.prove, x, y, chosen, methods[method])
         lowest = min(smallest, *(one.bound for one in (*chosen, *pending)))
         failed = [one.piece for one, done in zip(chosen, proved, strict=True) if not done]
         if failed and method + 1 == len(methods):
-            found = attack(*_batch(x, y, failed))
+            found = steps.attack(*_batch(x, y, failed))
             if found is not None:
-                return SplitResult(False, pieces, lowest, found)
+                return result(False, lowest, found)
         for one, done in zip(chosen, proved, strict=True):
             if done:
                 smallest = min(smallest, one.bound)
@@ -182,10 +237,14 @@ def prove_by_splitting(
             else:
                 children = one.piece.split(x)
                 if not children:
-                    return SplitResult(False, pieces, lowest)
+                    last = steps.finish(x, y, one.piece, one.known)
+                    nodes, depth = nodes + last.pieces, max(depth, one.depth + last.depth)
+                    if not last.proved:
+                        return result(False, lowest, last.counterexample)
+                    smallest = min(smallest, last.margin)
                 for child in children:
-                    heapq.heappush(pending, _Open(one.bound, 0, next(tie), child, one.known))
-    return SplitResult(True, pieces, smallest)
+                    heapq.heappush(pending, _Open(one.bound, 0, next(tie), child, one.known, one.depth + 1))
+    return result(True, smallest)
 
 
 def _bounded(

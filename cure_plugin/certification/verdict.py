@@ -25,7 +25,8 @@ class Verdict:
         stage: what decided, or the last method tried: ``clean``, ``pgd``, a bound method, or ``by <set>`` where a
             larger set's proof or a smaller set's counterexample settled it.
         seconds: this image's share of the time spent; 0 where it was not kept.
-        pieces: how many pieces splitting bounded.
+        pieces: how many pieces of the set, or subdomains of neurons, were bounded.
+        depth: the most splits that one of them took.
     """
 
     status: Status
@@ -33,6 +34,7 @@ class Verdict:
     stage: str
     seconds: float = 0.0
     pieces: int = 0
+    depth: int = 0
 
 
 class Progress:
@@ -46,7 +48,8 @@ class Progress:
         count = x.shape[0]
         self._status: list[Status] = ["undecided"] * count
         self._stage = ["none"] * count
-        self._margin, self._seconds, self._pieces = [float("-inf")] * count, [0.0] * count, [0] * count
+        self._margin, self._seconds = [float("-inf")] * count, [0.0] * count
+        self._pieces, self._depth = [0] * count, [0] * count
         self.points = x.clone()
 
     def left(self) -> Tensor:
@@ -55,24 +58,26 @@ class Progress:
 
     def take(self, left: Tensor, method: Method, found: Found) -> None:
         """What a method found of the images ``left``."""
-        pieces = [0] * len(left) if found.pieces is None else found.pieces.tolist()
-        rows = zip(left.tolist(), found.margins.tolist(), found.proved.tolist(), pieces, strict=True)
-        for position, (index, margin, proved, count) in enumerate(rows):
+        none = torch.zeros(len(left), dtype=torch.long)
+        pieces, depth = (none if counts is None else counts for counts in (found.pieces, found.depth))
+        rows = zip(left.tolist(), found.margins.tolist(), found.proved.tolist(), strict=True)
+        for position, (index, margin, proved) in enumerate(rows):
+            self._pieces[index] = max(self._pieces[index], int(pieces[position]))
+            self._depth[index] = max(self._depth[index], int(depth[position]))
             if found.refuted is not None and found.points is not None and bool(found.refuted[position]):
-                self._pieces[index] = count
                 self.falsify(index, method.name, margin, found.points[position])
             elif method.proves:
-                self.bound(index, method.name, margin, proved, count)
+                self.bound(index, method.name, margin, proved)
 
     def falsify(self, index: int, stage: str, margin: float, point: Tensor) -> None:
         """A misclassified ``point`` of the set around image ``index``, with its margin."""
         self._status[index], self._stage[index], self._margin[index] = "falsified", stage, margin
         self.points[index] = point
 
-    def bound(self, index: int, stage: str, margin: float, proved: bool, pieces: int = 0) -> None:
+    def bound(self, index: int, stage: str, margin: float, proved: bool) -> None:
         """A lower bound of image ``index``; NaN says nothing."""
         self._margin[index] = max(self._margin[index], margin)  # max keeps its first argument against NaN
-        self._stage[index], self._pieces[index] = stage, pieces
+        self._stage[index] = stage
         self._status[index] = "proved" if proved else "undecided"
 
     def spend(self, indices: Tensor, seconds: float) -> None:
@@ -83,5 +88,5 @@ class Progress:
     def verdicts(self) -> list[Verdict]:
         """One per image."""
         margins, seconds = [round(m, 6) for m in self._margin], [round(s, 4) for s in self._seconds]
-        values = zip(self._status, margins, self._stage, seconds, self._pieces, strict=True)
+        values = zip(self._status, margins, self._stage, seconds, self._pieces, self._depth, strict=True)
         return [Verdict(*one) for one in values]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from cure_plugin.certification import BranchAndBound, Certifier, certify_dataset, summarize
+from cure_plugin.certification.cascade import read_methods, timed
 from cure_plugin.certification.curves import certified_curves
 from cure_plugin.certification.dataset import set_names
 from cure_plugin.certification.record import Record
@@ -31,8 +32,7 @@ def certify(options: argparse.Namespace) -> None:
     net, shape = load_model(options.model, named)
     if tuple(shape) != data.shape:
         raise SpecError(f"{options.model} takes inputs of shape {tuple(shape)}, {options.on} has {data.shape}")
-    split = BranchAndBound(options.timeout)
-    methods = [split if name == split.name else name for name in options.methods.split(",")]
+    methods = timed(read_methods(options.methods.split(",")), options.timeout)
     certifier = Certifier(net.double() if options.float64 else net, shape, methods)
     make_folder(options.out)
     records = certify_dataset(certifier, data, specs, options.out / "results.jsonl", progress=True)
@@ -44,7 +44,7 @@ def certify(options: argparse.Namespace) -> None:
     write_text(options.out / "report.md", summary_markdown(title, summaries, settings))
     print(text_table(summaries))
     if options.proof:
-        _write_proofs(options, certifier, data, specs, records, split)
+        _write_proofs(options, certifier, data, specs, records)
     path = options.out / "report.html"
     try:
         load_pyplot()
@@ -62,9 +62,9 @@ def _write_proofs(
     data: ImageData,
     specs: Sequence[SetSpec],
     records: Sequence[Record],
-    method: BranchAndBound,
 ) -> None:
     """Search for proofs of what is proved, and say how many were found."""
+    method = BranchAndBound(options.timeout)
     sets = {name: spec.build() for name, spec in zip(set_names(specs), specs, strict=True)}
     readable = {name: one for name, one in sets.items() if method.applies_to(one)}
     for name in sets.keys() - readable.keys():

@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(METHODS)}; comma-separated",
     )
     command.add_argument(
-        "--timeout", type=float, default=15, metavar="SECONDS", help="of branch and bound, seconds per image and set"
+        "--timeout", type=float, default=15, metavar="SECONDS", help="of splits of neurons, seconds per image and set"
     )
     command.add_argument(
         "--proof", type=Path, metavar="FILE", help=".npz to write proofs to of what is proved, for cure check --proof"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cure_plugin.progress import Watch, unwatched
 from cure_plugin.relaxation.dual import Domain, Dual, Duals, Found
 from cure_plugin.relaxation.optimise import Ascent, Best, climb
 from cure_plugin.relaxation.recheck import certified
@@ -64,15 +65,21 @@ class Searched:
     depth: int
 
 
-def search(start: Root, limits: Limits, is_counterexample: Refute, trace: Trace | None = None) -> Searched:
+def search(
+    start: Root,
+    limits: Limits,
+    is_counterexample: Refute,
+    trace: Trace | None = None,
+    watch: Watch = unwatched,
+) -> Searched:
     """Prove all margins of ``start`` positive, or end where a point is none.
 
     Args:
         is_counterexample: given inputs (R, n), which may stick out of the set by rounding, and whether to look around
             them too: whether one was found.
-        trace: takes the subdomains that are proved.
+        trace: takes the subdomains that are proved. watch: told what is going on.
     """
-    return Search(start, limits, is_counterexample, trace).run()
+    return Search(start, limits, is_counterexample, trace).run(watch)
 
 
 class Search:
@@ -93,12 +100,13 @@ class Search:
         self.refuted = False
         self.scale = torch.ones(1, self.count)
 
-    def run(self) -> Searched:
+    def run(self, watch: Watch) -> Searched:
         """Until all is proved, or an end is reached."""
         pool = self._begin()
         if isinstance(pool, Searched):
             return pool
         while len(pool):
+            watch(self.nodes, pool.worst())
             if self._spent() or pool.full():
                 return self._open(pool.worst())
             outcome = self._step(pool)
