@@ -7,7 +7,7 @@ import io
 import pytest
 
 from cure_plugin import progress
-from cure_plugin.progress import progress_bar
+from cure_plugin.progress import progress_bar, shown_on
 
 
 class Terminal(io.StringIO):
@@ -49,3 +49,17 @@ def test_lines_come_as_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_is_shown_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert written(io.StringIO(), monkeypatch, show=False) == "" == written(Terminal(), monkeypatch, show=False)
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(0.0, 3), (60.0, 1)])
+def test_pieces_and_their_worst_bound_are_shown(monkeypatch: pytest.MonkeyPatch, seconds: float, lines: int) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr(progress, "_SECONDS", seconds)
+    with progress_bar(2, "image", "certify", True) as bar:
+        watch = shown_on(bar)
+        watch(40, -0.125)
+        watch(99, -0.0625)
+        bar.close()
+    shown = [line for line in stream.getvalue().splitlines() if "pieces, worst bound" in line]
+    assert len(shown) == lines and shown[-1].endswith("99 pieces, worst bound -0.0625")
