@@ -98,7 +98,7 @@ def _minimise(given: list[Tensor], filled: list[Tensor]) -> None:
     inactive = torch.clamp(clean + slope / divisor, lower.clamp(max=0), upper.clamp(max=0))
     at_active = descent.mul_(active).addcmul_(m, (active - clean).square_(), value=0.5)
     at_inactive = ((inactive - clean).square_().mul_(m)).mul_(0.5).addcmul_(slope, inactive, value=-1)
-    choose = (at_active <= at_inactive).to(a.dtype)
+    choose = torch.le(at_active, at_inactive, out=torch.empty_like(a))
     torch.sum(torch.minimum(at_active, at_inactive), -1, out=value)
     torch.mul(active, choose, out=through)
     torch.lerp(inactive, active, choose, out=point)

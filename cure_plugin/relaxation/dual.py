@@ -9,11 +9,14 @@ in closed form (:mod:`cure_plugin.bounds.coupled_relu`; m = 0 where no ball is k
 b multipliers of splits, free where a neuron is split (beta-CROWN: Wang et al. 2021) and 0 elsewhere. What g leaves goes
 to the layers below, at last to the input set. Going up again with the minimisers gives the gradient by every s and b
 (Danskin), as backpropagation would, and a point of the input set, which is a candidate for a counterexample.
+
+Comparisons are written as numbers into tensors of the rows' dtype: converting them, or ``torch.where``, takes ten to
+forty times as long.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -58,16 +61,24 @@ class Domain:
     """Where splits have left each row: 1 active, -1 inactive, 0 either, (R, N) of the rows' dtype."""
 
     signs: Tensor
+    _ends: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _chords: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def ends(self, layer: Layer, part: slice) -> tuple[Tensor, Tensor]:
         """(lower, upper) of a layer's unstable neurons, (R, u)."""
-        signs = self.signs[:, part]
-        return layer.lower * (1 - signs.clamp(min=0)), layer.upper * (1 + signs.clamp(max=0))
+        key = part.start, part.stop
+        if key not in self._ends:
+            signs = self.signs[:, part]
+            self._ends[key] = layer.lower * (1 - signs.clamp(min=0)), layer.upper * (1 + signs.clamp(max=0))
+        return self._ends[key]
 
     def chord(self, layer: Layer, part: slice) -> Tensor:
         """Slopes of the chords there, (R, u); a split neuron's own slope."""
-        signs = self.signs[:, part]
-        return layer.chord * (1 - signs.abs()) + signs.clamp(min=0)
+        key = part.start, part.stop
+        if key not in self._chords:
+            signs = self.signs[:, part]
+            self._chords[key] = layer.chord * (1 - signs.abs()) + signs.clamp(min=0)
+        return self._chords[key]
 
 
 @dataclass
@@ -76,8 +87,7 @@ class Found:
 
     Attributes:
         value: (R,). slopes, splits: gradients, (R, N). multipliers, budget: better ones. point: d of the input (R, n).
-        coefficients: A on unstable neurons, (R, N). passed: g there. intercepts: h of each, (R, N). reached: inputs of
-            the unstable neurons at the minimisers below, (R, N).
+        layers: as they were passed.
     """
 
     value: Tensor
@@ -86,15 +96,24 @@ class Found:
     multipliers: Tensor
     budget: Tensor
     point: Tensor
-    coefficients: Tensor
-    passed: Tensor
-    intercepts: Tensor
-    reached: Tensor
+    layers: list[Passed]
+
+    def over_all(self, name: str) -> Tensor:
+        """An attribute of all layers' unstable neurons, (R, N)."""
+        parts = [getattr(passed, name) for passed in self.layers]
+        return torch.cat(parts, 1) if parts else self.value.new_zeros(len(self.value), 0)
 
 
 @dataclass
-class _Passed:
-    """What the way down leaves of a layer for the way up."""
+class Passed:
+    """What the way down leaves of a layer's unstable neurons for the way up, and both of them for splits.
+
+    Attributes:
+        a: coefficients of what the neurons put out, (R, u). g: what is passed on, by ``slope``. h: intercepts.
+        point: the minimisers. output: what they put out.
+        free: where slopes are free. concave: coefficients that are bounded together with the input.
+        reached: inputs at the minimisers of the layers below.
+    """
 
     a: Tensor
     slope: Tensor
@@ -104,6 +123,7 @@ class _Passed:
     output: Tensor
     free: Tensor | None
     concave: Tensor | None = None
+    reached: Tensor | None = None
 
 
 class Dual:
@@ -151,7 +171,7 @@ class Dual:
 
     def _down(
         self, rows: Rows, duals: Duals, domain: Domain | None
-    ) -> tuple[list[_Passed], Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[list[Passed], Tensor, Tensor, Tensor, Tensor]:
         """(layers as passed, bounds, better multipliers of the balls, of the budget, point of the input).
 
         Of a net whose first layer is bounded together with the input, the point is given by the corners' shares.
@@ -159,7 +179,7 @@ class Dual:
         count, value = len(rows), rows.bias.clone()
         over: dict[int, Tensor] = dict(rows.weights)
         multipliers = duals.multipliers.clone()
-        down: list[_Passed] = []
+        down: list[Passed] = []
         for k in range(len(self.net.layers), 0, -1):
             layer = self.net.layers[k - 1]
             a = over.pop(k, None)
@@ -186,7 +206,7 @@ class Dual:
 
     def _through(
         self, layer: Layer, k: int, a: Tensor, duals: Duals, domain: Domain | None, multipliers: Tensor
-    ) -> tuple[_Passed, Tensor]:
+    ) -> tuple[Passed, Tensor]:
         """(rows over a layer's inputs and what they leave, offsets (R,)); moves the layer's ``multipliers``."""
         part = self.parts[k]
         lower, upper = (layer.lower, layer.upper) if domain is None else domain.ends(layer, part)
@@ -198,23 +218,23 @@ class Dual:
         coupled = self.coupled and concave is None
         if not coupled:  # where a row is negative the chord is best, whatever else
             chord = layer.chord if domain is None else domain.chord(layer, part)
-            free = (a >= 0).to(a)
+            free = torch.ge(a, 0, out=torch.empty_like(a))
             slope = torch.lerp(chord.expand_as(a), slope, free)
-        g = torch.addcmul(-duals.splits[:, part], slope, a)
+        g = torch.mul(slope, a).sub_(duals.splits[:, part])
         rest = a - g
         if not coupled:
-            at_upper, at_lower = (rest * upper).clamp(max=0), (-g * lower).clamp(max=0)
+            at_upper, at_lower = rest.mul_(upper).clamp_(max=0), torch.mul(g, lower).neg_().clamp_(max=0)
             h = torch.minimum(at_upper, at_lower)
-            choose, low = ((at_upper <= at_lower) & (at_upper < 0)).to(a), (at_lower < at_upper).to(a)
-            output = upper * choose
-            return _Passed(a, slope, g, h, output + lower * low, output, free, concave), h.sum(1)
+            low = torch.lt(at_lower, at_upper, out=torch.empty_like(a))
+            output = torch.lt(at_upper, 0, out=torch.empty_like(a)).mul_(1 - low).mul_(upper)
+            return Passed(a, slope, g, h, torch.addcmul(output, lower, low), output, free, concave), h.sum(1)
         m = duals.multipliers[:, k : k + 1]
         active = torch.minimum((layer.clean - rest / m).clamp(min=0), upper)
         inactive = torch.maximum((layer.clean + g / m).clamp(max=0), lower)
         at_active = torch.addcmul(rest * active, (active - layer.clean).square(), m, value=0.5)
         at_inactive = torch.addcmul(-g * inactive, (inactive - layer.clean).square(), m, value=0.5)
         h = torch.minimum(at_active, at_inactive)
-        choose = (at_active <= at_inactive).to(a)
+        choose = torch.le(at_active, at_inactive, out=torch.empty_like(a))
         point = torch.lerp(inactive, active, choose)
         distance = (point - layer.clean).square().sum(1)
         radius = max(layer.radius, _LEAST)
@@ -222,14 +242,14 @@ class Dual:
         moved = multipliers[:, k] * (distance.sqrt() / radius).clamp(0.2, 5)
         multipliers[:, k] = torch.maximum(moved, torch.as_tensor(floor).to(moved))
         offset = h.sum(1) - m.squeeze(1) / 2 * layer.radius**2
-        return _Passed(a, slope, g, h, point, active * choose, free), offset
+        return Passed(a, slope, g, h, point, active * choose, free), offset
 
-    def _up(self, down: list[_Passed], value: Tensor, multipliers: Tensor, budget: Tensor, point: Tensor) -> Found:
+    def _up(self, down: list[Passed], value: Tensor, multipliers: Tensor, budget: Tensor, point: Tensor) -> Found:
         exact: Tensor | None = None
         if down and down[0].concave is not None:
             exact, point = mean_outputs(self.net.layers[0], point), moved(self.net.layers[0], point)
         outputs: list[Tensor] = [self.net.start.x + point]
-        by_slope, by_split, reached = [], [], []
+        by_slope, by_split = [], []
         for layer, passed in zip(self.net.layers, down, strict=True):
             z = sum((product.up(outputs[j]) for j, product in layer.products.items()), layer.bias)
             if z.ndim == 1:
@@ -239,26 +259,12 @@ class Dual:
             gradient = passed.a * rest
             by_slope.append(gradient if passed.free is None else gradient * passed.free)
             by_split.append(-rest)
-            reached.append(before)
+            passed.reached = before
             after = torch.addcmul(passed.output, passed.slope, rest)
             if passed.concave is not None and exact is not None:
                 passed.h = passed.h - passed.a.clamp(min=0) * (exact - after)  # what splits can gain
                 after = torch.where(passed.concave < 0, exact, after)
             outputs.append(torch.cat([after, z[:, layer.unstable :]], 1))
-
-        def over_all(name: str) -> Tensor:
-            return torch.cat([getattr(passed, name) for passed in down], 1)
-
         empty = value.new_zeros(len(value), 0)
-        return Found(
-            value,
-            torch.cat(by_slope, 1) if down else empty,
-            torch.cat(by_split, 1) if down else empty,
-            multipliers,
-            budget,
-            point,
-            over_all("a") if down else empty,
-            over_all("g") if down else empty,
-            over_all("h") if down else empty,
-            torch.cat(reached, 1) if down else empty,
-        )
+        slopes, splits = (torch.cat(parts, 1) if down else empty for parts in (by_slope, by_split))
+        return Found(value, slopes, splits, multipliers, budget, point, down)

@@ -53,7 +53,8 @@ class InputSet:
         Any multiplier >= 0 gives a bound (Lagrangian duality); only l2 balls have use for one.
         """
         if self.p == math.inf:
-            point = torch.lerp(self.high.expand_as(rows), self.low.expand_as(rows), (rows > 0).to(rows))
+            positive = torch.gt(rows, 0, out=torch.empty_like(rows))
+            point = torch.lerp(self.high.expand_as(rows), self.low.expand_as(rows), positive)
             return (rows * point).sum(1), point, multiplier
         if self.p == 1:
             budget = rows.new_full((len(rows), 1), self.eps)

@@ -12,6 +12,9 @@ from cure_plugin.relaxation.reduced import Rows
 
 _FIRST, _SECOND, _TINY = 0.9, 0.999, 1e-10
 
+_LEAST_SQUARE = 1e-30
+"""Where Adam's means of squares start: of 0 the square root takes ten times as long."""
+
 
 @dataclass(frozen=True)
 class Ascent:
@@ -63,8 +66,8 @@ def climb(
     kept = duals.select(torch.arange(count))
     left = torch.arange(count)
     state = replace(duals)
-    momenta = [torch.zeros_like(duals.slopes) for _ in range(2)]
-    split_momenta = [torch.zeros_like(duals.splits) for _ in range(2)] if domain is not None else []
+    momenta = [torch.zeros_like(duals.slopes), torch.full_like(duals.slopes, _LEAST_SQUARE)]
+    split_momenta = [one.clone() for one in momenta] if domain is not None else []
     last: Found | None = None
     mean: Tensor | None = None
     for step in range(1, ascent.steps + 1):

@@ -100,7 +100,7 @@ class Search:
         self.refuted = False
         self.scale = torch.ones(1, self.count)
 
-    def run(self, watch: Watch) -> Searched:
+    def run(self, watch: Watch = unwatched) -> Searched:
         """Until all is proved, or an end is reached."""
         pool = self._begin()
         if isinstance(pool, Searched):
@@ -132,7 +132,7 @@ class Search:
         if self.refuted or self.count == 0:
             return self._open(float(best.value[open_].min()))
         last, chosen = self._evaluated(best, open_, classes, None)
-        self.scale = _usual(last.coefficients, self.dual)
+        self.scale = _usual(last.over_all("a"), self.dual)
         pool = Pool(len(self.rows), self.count, best.duals.multipliers.shape[1], self.limits.bytes)
         pool.push(
             open_, everything[open_], best.value[open_], best.duals.select(open_), self._candidates(last, chosen, None)
@@ -238,7 +238,7 @@ class Search:
 
         First-order gains of both children, and what each neuron's relaxation costs.
         """
-        a, g, h, z = (getattr(found, name)[chosen] for name in ("coefficients", "passed", "intercepts", "reached"))
+        a, g, h, z = (found.over_all(name)[chosen] for name in ("a", "g", "h", "reached"))
         extra: list[Tensor | float] = [0.0, 0.0]
         if self.start.coupled:
             widths = torch.tensor([part.stop - part.start for part in self.dual.parts])
