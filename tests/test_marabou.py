@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from conftest import small_net
 from test_encodings import SETS, built
 
 from cure_plugin import PerturbationPatch
-from cure_plugin.export import encode, onnx_model, read_query, write_vnnlib
+from cure_plugin.export import encode, marabou, onnx_model, read_query, write_vnnlib
 from cure_plugin.export.marabou import ask_marabou
 from cure_plugin.export.solve import solve
 from cure_plugin.sets import set_spec
@@ -94,3 +96,23 @@ def test_every_file_of_version_1_reads_in_marabou(text: str, tmp_path: Path) -> 
         lower, upper = query.box()
         for index in range(query.inputs):
             assert (read.getLowerBound(index), read.getUpperBound(index)) == (lower[index], upper[index])
+
+
+@pytest.mark.parametrize(("fault", "result"), [("hangs", "timeout"), ("dies", "unknown")])
+def test_marabou_is_stopped_where_it_does_not_stop(
+    fault: str, result: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen once in some hundred questions: it caught an exception of its own and went on for half an hour."""
+    pytest.importorskip("maraboupy.MarabouCore")
+    from maraboupy.MarabouNetwork import MarabouNetwork
+
+    net, x, ball = small_net("plain"), torch.rand(1, 1, 8, 8), set_spec("linf=0.01").build()
+    encoding = encode(onnx_model(net, (1, 8, 8)), x[0], int(net(x).argmax()), ball, "box")
+    write_model(encoding.model, tmp_path / "net.onnx")
+    write_vnnlib(tmp_path / "p.vnnlib", encoding.wanted)
+    monkeypatch.setattr(marabou, "_GRACE", 0.5)
+    ends = {"hangs": lambda *_, **__: time.sleep(60), "dies": lambda *_, **__: os._exit(1)}
+    monkeypatch.setattr(MarabouNetwork, "solve", ends[fault])
+    started = time.monotonic()
+    assert ask_marabou(tmp_path / "net.onnx", read_query(tmp_path / "p.vnnlib"), 1).result == result
+    assert time.monotonic() - started < 10

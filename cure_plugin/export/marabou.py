@@ -6,12 +6,14 @@ Also a command, see :mod:`cure_plugin.export.command`.
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +36,12 @@ _SLACKS = (0.0, 1e-4, 1e-2)
 its own tolerance, and such a point is no counterexample for onnxruntime."""
 
 
+_GRACE = 5.0
+"""Seconds after its timeout that Marabou, which now and then does not look at its clock any more, is stopped."""
+
+_T = TypeVar("_T")
+
+
 @dataclass(frozen=True)
 class Solved:
     """Marabou's verdict.
@@ -52,7 +60,7 @@ class Solved:
 
 
 def ask_marabou(onnx_path: str | Path, query: Query, timeout: float = 60) -> Solved:
-    """Solve one box-input query in this process.
+    """Solve one box-input query.
 
     Args:
         onnx_path: a net as :func:`export_onnx` writes it.
@@ -82,22 +90,54 @@ def _solve(marabou: Any, onnx_path: str | Path, query: Query, case: Case, timeou
     """One input box; ``slack`` makes a query that is harder to satisfy."""
     if timeout < 1:
         return Solved("timeout", None, 0.0)
-    options = marabou.Marabou.createOptions(verbosity=0, timeoutInSeconds=int(timeout))
     network = _network(marabou, onnx_path, query, case)
     outputs = [int(variable) for variable in network.outputVars[0].flatten()]
     network.addDisjunctionConstraint(
         [[_equation(marabou, linear, outputs, slack) for linear in alternative] for alternative in case.alternatives]
     )
-    result, values, statistics = network.solve(verbose=False, options=options)
-    seconds = statistics.getTotalTimeInMicro() / 1e6
-    if result == "sat":
-        inputs = network.inputVars[0].flatten()
-        return Solved("sat", np.array([values[int(variable)] for variable in inputs]), seconds)
-    if result == "unsat":
-        bare = _network(marabou, onnx_path, query, case)
-        feasible = bare.calculateBounds(verbose=False, options=options)[0] != "unsat"
-        return Solved("unsat" if feasible else "unknown", None, seconds)
+    options = marabou.Marabou.createOptions(verbosity=0, timeoutInSeconds=int(timeout))
+
+    def answer() -> tuple[str, dict[int, float], float]:
+        result, values, statistics = network.solve(verbose=False, options=options)
+        return result, values, statistics.getTotalTimeInMicro() / 1e6
+
+    try:
+        result, values, seconds = _apart(timeout + _GRACE, answer)
+        if result == "sat":
+            inputs = network.inputVars[0].flatten()
+            return Solved("sat", np.array([values[int(variable)] for variable in inputs]), seconds)
+        if result == "unsat":
+            bare = _network(marabou, onnx_path, query, case)
+            ends = _apart(timeout + _GRACE, lambda: bare.calculateBounds(verbose=False, options=options)[0])
+            return Solved("unsat" if ends != "unsat" else "unknown", None, seconds)
+    except TimeoutError:
+        return Solved("timeout", None, timeout)
+    except ChildProcessError:
+        return Solved("unknown", None, 0.0)
     return Solved("timeout" if result == "TIMEOUT" else "unknown", None, seconds)
+
+
+def _apart(seconds: float, call: Callable[[], _T]) -> _T:
+    """What ``call`` returns in a process of its own.
+
+    Raises:
+        TimeoutError: it has not ended after so many seconds. ChildProcessError: it died.
+    """
+    context = multiprocessing.get_context("fork")  # whatever this process holds is there at once
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: sender.send(call()), daemon=True)
+    child.start()
+    sender.close()
+    try:
+        if not receiver.poll(seconds):
+            raise TimeoutError(f"no answer within {seconds:g} s")
+        return receiver.recv()
+    except EOFError as error:
+        raise ChildProcessError("no answer") from error
+    finally:
+        child.kill()
+        child.join()
+        receiver.close()
 
 
 def _equation(marabou: Any, linear: Linear, outputs: list[int], slack: float) -> Any:
