@@ -22,12 +22,14 @@ from cure_plugin.certification import (
     Crown,
     CrownIbpBound,
     IbpBound,
+    LipschitzBound,
     Splitting,
 )
 from cure_plugin.errors import SpecError
 
 QUICK = (
     IbpBound(),
+    LipschitzBound(),
     CrownIbpBound(),
     Crown(),
     Coupled(),
@@ -37,7 +39,7 @@ QUICK = (
 )
 """All that proves, with little work: of splits as much as shows whether they are sound."""
 
-METHODS = ("IBP", "CROWN-IBP", "CROWN", "coupled", "alpha-CROWN")
+METHODS = ("IBP", "lipschitz", "CROWN-IBP", "CROWN", "coupled", "alpha-CROWN")
 
 
 def sets_for(shape: tuple[int, ...], seed: int) -> dict[str, PerturbationSet]:
@@ -111,7 +113,7 @@ def crossings(drawn: Drawn, names: Sequence[str] = (), methods: Sequence[str] = 
         with torch.no_grad():
             margin = -float(worst_margin_loss(exact(point), y))
         for method in methods:
-            if method == "coupled" and not perturbation.shared_budget:
+            if method in ("coupled", "lipschitz") and not perturbation.shared_budget:
                 continue
             bound = float(certifier.lower_bound(x, y, perturbation, method))
             if bound > margin + slack:

@@ -89,7 +89,7 @@ def test_small_regions_lie_in_the_set_and_their_loss_bounds_the_cross_entropy(
 def test_every_loss_trains_every_parameter(kind: str, batch_norm: bool, batch: tuple[Tensor, Tensor]) -> None:
     x, y = batch
     net = trained(batch_norm).train()
-    loss = LOSSES.make(kind, {key: {"ratio": 0.01, "mix": 0.5}[key] for key in LOSSES.options(kind)})
+    loss = LOSSES.make(kind, {key: {"ratio": 0.01, "mix": 0.5, "steps": 2}[key] for key in LOSSES.options(kind)})
     sets = [TrainingSet(set_spec(text).build(), loss) for text in ("linf=0.02", "l2=0.1")]
     objective = CureObjective(sets, strategy="joint", alignment=0.1, align_from="both", attack_steps=2)
     outcome = objective(bounded_module(net, (1, 28, 28)), net, x, y, generator=torch.Generator().manual_seed(0))
@@ -211,6 +211,16 @@ class TestIbp(LossTestCase):
 class TestCrownIbp(LossTestCase):
     def make(self) -> Loss:
         return LOSSES.make("crown-ibp", {"mix": 0.5})
+
+
+class TestLipschitzMargin(LossTestCase):
+    def make(self) -> Loss:
+        return LOSSES.make("lipschitz")
+
+
+class TestLipschitzMarginOfL1(TestLipschitzMargin):
+    def perturbation(self) -> PerturbationSet:
+        return PerturbationLpBall(1, 0.1)
 
 
 class TestMtlIbp(LossTestCase):

@@ -86,7 +86,7 @@ class CoupledBounds:
         self.iterations, self.layer_iterations = iterations, layer_iterations
         self.convolution_iterations, self.learning_rate = convolution_iterations, learning_rate
         self.memory = memory
-        self._radii = GraphRadii()
+        self.radii = GraphRadii()
 
     def bounds(
         self,
@@ -158,7 +158,7 @@ class CoupledBounds:
         """Intersect the box of a ReLU's input with what radii and coupled bounds say, then set its radius."""
         value, boxes = state.clean[node.name], state.boxes
         with torch.no_grad():
-            reach = self._radii.reach(node, state.start, boxes, state.clean)
+            reach = self.radii.reach(node, state.start, boxes, state.clean)
             reach = reach + 4 * torch.finfo(value.dtype).eps * value.abs()
             boxes[node.name] = _intersection(boxes[node.name], (value - reach, value + reach))
         if state.radius:
@@ -166,7 +166,7 @@ class CoupledBounds:
         with torch.no_grad():
             lower, upper = boxes[node.name]
             own = torch.maximum(value - lower, upper - value).clamp(min=0).flatten(1).norm(dim=1)
-            radius = torch.minimum(self._radii.at(node, state.start, boxes, state.clean).l2, own)
+            radius = torch.minimum(self.radii.at(node, state.start, boxes, state.clean).l2, own)
             rounding = torch.finfo(value.dtype).eps * value.flatten(1).norm(dim=1)
             state.radius[node.name] = radius * (1 + 1e-6) + rounding
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,19 @@ from torch import Tensor
 from cure_plugin.bounds.elementwise import constant, unscaled
 from cure_plugin.bounds.margins import NodeBox
 from cure_plugin.bounds.norms import column_norms, convolution_norm, matrix_norm
-from cure_plugin.bounds.operators import is_elementwise
-from cure_plugin.sets.rows import pair
+from cure_plugin.bounds.operators import is_elementwise, moves
+from cure_plugin.sets.rows import Pair, pair
 
 Norms = tuple[float, float, float]
 """Spectral norm, largest column l1 norm, largest column l2 norm."""
+
+STEEPEST: dict[str, Callable[[Any], float]] = {
+    "BoundRelu": lambda node: 1.0,
+    "BoundLeakyRelu": lambda node: max(1.0, abs(float(node.alpha))),
+    "BoundTanh": lambda node: 1.0,
+    "BoundSigmoid": lambda node: 0.25,
+}
+"""Steepest slopes of activations."""
 
 _ROUNDED_UP = 1 + 1e-6
 """Relative widening of norms computed in the net's own precision."""
@@ -61,7 +70,7 @@ class GraphRadii:
                 factor = float(scale.abs().max()) * _ROUNDED_UP
                 known[one.name] = Radius(_scaled(radius(below).l1, factor), _scaled(radius(below).l2, factor))
             elif one.name not in known:
-                sources = [parent for parent in one.inputs if parent.perturbed]
+                sources = [parent for parent in one.inputs if moves(parent)]
                 below = [radius(parent) for parent in sources]
                 known[one.name] = self._through(one, sources, below, start, boxes, clean)
             return known[one.name]
@@ -93,12 +102,31 @@ class GraphRadii:
                 return below[0]
             if kind == "BoundRelu":
                 return self._through_relu(node, below[0], boxes, clean)
+            if kind in STEEPEST:
+                factor = STEEPEST[kind](node) * _ROUNDED_UP
+                return Radius(_scaled(below[0].l1, factor), _scaled(below[0].l2, factor))
             norms = self._layer_norms(node)
             if norms is not None:
                 spectral, column_l1, column_l2 = norms
                 by_l2, by_l1 = _scaled(below[0].l2, spectral), _scaled(below[0].l1, column_l2)
                 return Radius(_scaled(below[0].l1, column_l1), torch.minimum(by_l2, by_l1))
         return Radius(unknown, unknown)
+
+    def apart(self, node: Any, start: Radius) -> Tensor:
+        """How far z_j - z_y can move at ``node`` of the logits, (B, C, C): its rows' distances times the radius below.
+
+        The layers' norms alone count, which training can aim at (Tsuzuku et al. 2018; Leino et al. 2021).
+        """
+        matrix = _linear_weight(node) if type(node).__name__ == "BoundLinear" else None
+        if matrix is None or not moves(node.inputs[0]):
+            return torch.full((len(start.l2), *[int(node.output_shape[-1])] * 2), torch.inf).to(start.l2)
+        below = self.at(node.inputs[0], start, {}, {})
+        rows = matrix[:, None] - matrix[None]
+        by_l2, by_l1 = (
+            _scaled(radius.double()[:, None, None], norm * _ROUNDED_UP)
+            for radius, norm in ((below.l2, rows.norm(dim=2)), (below.l1, rows.abs().amax(2)))
+        )
+        return torch.minimum(by_l2, by_l1)
 
     def reach(self, node: Any, start: Radius, boxes: dict[str, NodeBox], clean: dict[str, Tensor]) -> Tensor:
         """How far each single value at a linear ``node`` can move: its row's dual norm times the radius below.
@@ -107,7 +135,7 @@ class GraphRadii:
             Broadcastable to (B, *shape); infinite where the kind of node is unknown.
         """
         kind = type(node).__name__
-        sources = [parent for parent in node.inputs if parent.perturbed]
+        sources = [parent for parent in node.inputs if moves(parent)]
         if is_elementwise(node):
             below, scale = unscaled(node, start.l2.double())
             return _scaled(self.reach(below, start, boxes, clean), (scale.abs() * _ROUNDED_UP).to(start.l2))
@@ -183,15 +211,30 @@ def _normalisation_scale(node: Any) -> Tensor:
     return (weight / (variance + node.eps).sqrt()).abs() * _ROUNDED_UP
 
 
+def _convolution_norms(weight: Tensor, geometry: list[Pair], node: Any) -> Norms:
+    """Of ungrouped ``weight``; geometry: stride, padding, dilation. ``node``: whose input it runs over."""
+    stride, padding, dilation = geometry
+    size = pair(node.inputs[0].output_shape[2:])
+    return (convolution_norm(weight, stride, padding, dilation, size), *column_norms(weight, stride, dilation))
+
+
 def _norms_of(node: Any) -> Norms | None:
     kind = type(node).__name__
     if kind == "BoundConv":
         weight = _constants(node)[0]
-        if weight.ndim != 4 or node.groups != 1:
+        if weight.ndim != 4:
             return None
-        stride, padding, dilation = (pair(value) for value in (node.stride, node.padding, node.dilation))
-        size = pair(node.inputs[0].output_shape[2:])
-        return (convolution_norm(weight, stride, padding, dilation, size), *column_norms(weight, stride, dilation))
+        geometry = [pair(value) for value in (node.stride, node.padding, node.dilation)]
+        groups = [_convolution_norms(part, geometry, node) for part in weight.chunk(node.groups)]
+        spectral, column_l1, column_l2 = (
+            max(norms) for norms in zip(*groups, strict=True)
+        )  # each has its own channels
+        return spectral, column_l1, column_l2
+    if kind == "BoundAveragePool":
+        kernel, stride, padding = (pair(value) for value in (node.kernel_size, node.stride, node.padding))
+        if len(node.output_shape) != 4 or padding != (0, 0) or node.ceil_mode:
+            return None
+        return _convolution_norms(torch.full((1, 1, *kernel), 1 / math.prod(kernel)), [stride, padding, (1, 1)], node)
     if kind == "BoundLinear":
         matrix = _linear_weight(node)
         if matrix is None:

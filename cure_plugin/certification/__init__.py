@@ -1,7 +1,7 @@
 """Certification of a net for several sets and their union: cheapest bound first, attacks as the upper limit."""
 
 from cure_plugin.certification.attack import Attack
-from cure_plugin.certification.bound_methods import AlphaCrown, Coupled, Crown, CrownIbpBound, IbpBound
+from cure_plugin.certification.bound_methods import AlphaCrown, Coupled, Crown, CrownIbpBound, IbpBound, LipschitzBound
 from cure_plugin.certification.branch_and_bound import BranchAndBound
 from cure_plugin.certification.cascade import CASCADE
 from cure_plugin.certification.certifier import Certifier
@@ -25,6 +25,7 @@ __all__ = [
     "CrownIbpBound",
     "Found",
     "IbpBound",
+    "LipschitzBound",
     "Method",
     "Piece",
     "PieceBounds",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cure_plugin.bounds.margins import LayerBounds
 from cure_plugin.certification.attack import Attack
-from cure_plugin.certification.bound_methods import AlphaCrown, Coupled, Crown, CrownIbpBound, IbpBound
+from cure_plugin.certification.bound_methods import AlphaCrown, Coupled, Crown, CrownIbpBound, IbpBound, LipschitzBound
 from cure_plugin.certification.bounder import Bounder
 from cure_plugin.certification.branch_and_bound import BranchAndBound
 from cure_plugin.certification.method import METHODS, Method, Work
@@ -24,6 +24,7 @@ from cure_plugin.sets import PerturbationSet
 CASCADE: tuple[Method, ...] = (
     IbpBound(),
     Attack(),
+    LipschitzBound(),
     CrownIbpBound(),
     Crown(),
     Coupled(),

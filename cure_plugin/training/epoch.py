@@ -48,14 +48,14 @@ def run_epoch(
         SpecError: a penalty or clip that is not finite and >= 0.
 
     Returns:
-        Means of the outcomes' figures over the samples, and of ``loss`` (with the penalty).
+        Means of the outcomes' figures over the samples that they are of, and of ``loss`` (with the penalty).
     """
     check_number("l1_penalty", l1_penalty)
     check_number("clip", clip or 0.0)
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     totals: dict[str, float] = {}
-    samples = 0
+    samples: dict[str, int] = {}
     for x, y in batches:
         optimizer.zero_grad()
         outcome = loss(x, y)
@@ -66,7 +66,7 @@ def run_epoch(
         if clip:
             nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()
-        samples += len(x)
         for name, value in {**outcome.figures, "loss": float(total.detach())}.items():
             totals[name] = totals.get(name, 0.0) + value * len(x)
-    return {name: value / samples for name, value in totals.items()}
+            samples[name] = samples.get(name, 0) + len(x)
+    return {name: value / samples[name] for name, value in totals.items()}

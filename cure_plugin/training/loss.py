@@ -9,10 +9,11 @@ from typing import ClassVar
 from auto_LiRPA import BoundedModule
 from torch import Tensor, nn
 
-from cure_plugin.checks import check_number, check_type
+from cure_plugin.bounds.lipschitz import kept_norms
+from cure_plugin.checks import check_count, check_number, check_type
 from cure_plugin.errors import SpecError
 from cure_plugin.registry import Registry
-from cure_plugin.sets import PerturbationSet, Region
+from cure_plugin.sets import PerturbationLpBall, PerturbationSet, Region
 from cure_plugin.sets.region import OfRegion
 from cure_plugin.training.losses import (
     SetLoss,
@@ -20,6 +21,7 @@ from cure_plugin.training.losses import (
     cc_ibp_loss,
     crown_ibp_loss,
     ibp_loss,
+    lipschitz_loss,
     mtl_ibp_loss,
     sabr_box_loss,
     sabr_loss,
@@ -77,6 +79,10 @@ class Loss(ABC):
             SpecError: such a set.
         """
         perturbation.box(x)
+
+    def restart(self, bounded: BoundedModule) -> None:
+        """Forget what was kept from earlier steps with ``bounded``: what follows depends on the weights alone."""
+        return
 
 
 LOSSES: Registry[Loss] = Registry("loss", "cure_plugin.losses")
@@ -216,3 +222,35 @@ class Adversarial(Loss):
 
     def of(self, batch: Batch) -> SetLoss:
         return adversarial_loss(batch.model, batch.x, batch.y, batch.perturbation, batch.variable)
+
+
+@LOSSES.register("lipschitz")
+@dataclass(frozen=True)
+class LipschitzMargin(Loss):
+    """Logits moved as far as the layers' norms let them over an lp ball, see :func:`lipschitz_loss`.
+
+    Attributes:
+        steps: of power iteration, a batch.
+    """
+
+    bounds: ClassVar[bool] = False  # of no layer
+    certifies: ClassVar[bool] = False  # power iteration comes from below
+
+    steps: int = 2
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps, 1)
+
+    def check(self, perturbation: PerturbationSet) -> None:
+        super().check(perturbation)
+        if not isinstance(perturbation, PerturbationLpBall):
+            raise SpecError(f"loss lipschitz takes lp balls, got {perturbation.name}; take another loss for it")
+
+    def needs_attack(self, perturbation: PerturbationSet) -> bool:
+        return False
+
+    def of(self, batch: Batch) -> SetLoss:
+        return lipschitz_loss(batch.bounded, batch.model, batch.x, batch.y, batch.perturbation, self.steps)
+
+    def restart(self, bounded: BoundedModule) -> None:
+        kept_norms(bounded).restart()

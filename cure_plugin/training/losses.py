@@ -13,10 +13,11 @@ import torch
 from auto_LiRPA import BoundedModule
 from torch import Tensor, nn
 
+from cure_plugin.bounds.lipschitz import kept_norms
 from cure_plugin.bounds.margins import elided, elided_cross_entropy, lower_margins, margin_matrix
 from cure_plugin.checks import check_number
 from cure_plugin.errors import SpecError
-from cure_plugin.sets import PerturbationSet
+from cure_plugin.sets import PerturbationLpBall, PerturbationSet
 from cure_plugin.training.batch_norm import running_statistics_kept
 
 
@@ -122,6 +123,30 @@ def cc_ibp_loss(
     attacked = adversarial_loss(model, x, y, perturbation, variable)
     verified = ibp_loss(bounded, x, y, perturbation)
     return _of((1 - mix) * attacked.vector + mix * verified.vector)
+
+
+def lipschitz_loss(
+    bounded: BoundedModule, model: nn.Module, x: Tensor, y: Tensor, perturbation: PerturbationSet, steps: int = 2
+) -> SetLoss:
+    """Cross entropy of logits that move as far as the layers' norms let them (see :mod:`cure_plugin.bounds.lipschitz`).
+
+    For l2 balls it is what coupled bounds start from, for l1 balls the first layer's columns count, for linf rows.
+
+    Args:
+        steps: of power iteration.
+
+    Raises:
+        SpecError: the set is no lp ball, or the net has a node that no norm is known of.
+    """
+    if not isinstance(perturbation, PerturbationLpBall):
+        raise SpecError(f"lipschitz takes lp balls, got {perturbation!r}; take another loss")
+    with running_statistics_kept(model):
+        logits = model(x)
+    distances = kept_norms(bounded).distances(bounded, perturbation.p, steps)
+    eps = torch.as_tensor(perturbation.eps).to(logits).reshape(-1, 1)
+    others = margin_matrix(y, logits.shape[1]).to(logits) < 0
+    moved = (others * distances[y].unsqueeze(1)).sum(2)
+    return _of(_elided_logits(logits, y) + eps * torch.cat([torch.zeros_like(moved[:, :1]), moved], 1))
 
 
 def _of(vector: Tensor) -> SetLoss:

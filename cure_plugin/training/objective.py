@@ -9,6 +9,7 @@ from dataclasses import InitVar, dataclass, field
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from auto_LiRPA import BoundedModule
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from cure_plugin.sets import PerturbationSet
 from cure_plugin.sets.base import check_batch
 from cure_plugin.sets.names import distinct_names
 from cure_plugin.training.alignment import bound_alignment, certified
-from cure_plugin.training.batch_norm import clean_statistics, normalising_by
+from cure_plugin.training.batch_norm import clean_statistics, normalising_by, running_statistics_kept
 from cure_plugin.training.loss import LOSSES, Batch, Loss, Sabr
 from cure_plugin.training.losses import SetLoss
 from cure_plugin.training.regularizer import warmup_regularizer
@@ -38,6 +39,7 @@ class TrainingSet:
         perturbation: the set.
         loss: an object such as ``Sabr(0.4)``, or the name of one in :data:`LOSSES` that needs no option.
         attack_step: first step of the attack relative to the set's size; default: the set's own.
+        every: it is looked at once in so many steps.
         ratio, mix: options of a loss that is given by name, as up to version 0.1; deprecated.
 
     Raises:
@@ -47,6 +49,7 @@ class TrainingSet:
     perturbation: PerturbationSet
     loss: Loss | str | float = field(default_factory=Sabr)
     attack_step: float | None = None
+    every: int = 1
     ratio: InitVar[float | None] = None
     mix: InitVar[float | None] = None
 
@@ -59,6 +62,7 @@ class TrainingSet:
         self.kind.check(self.perturbation)
         if self.attack_step is not None:
             check_number(f"attack_step of {self.perturbation.name}", self.attack_step, zero=False)
+        check_count(f"every of {self.perturbation.name}", self.every, 1)
 
     @property
     def kind(self) -> Loss:
@@ -125,6 +129,7 @@ class CureObjective:
             takes the set with fewer certified samples in the batch, ``both`` the sum over every set in turn.
         regularizer: weight of the warm-up regulariser at the start of annealing; it falls to 0 with it. It watches
             the bounds of the first linf set, of the first set with bounds if there is none.
+        natural: share of the natural loss in [0, 1), the rest is that of the sets.
         attack_steps: PGD steps that look for each region.
         relu_shrink: factor on the upper bounds of crossing ReLUs, see :func:`relu_shrinking`.
         amp, channels_last: of the attacks, see :class:`AttackNet`.
@@ -140,6 +145,7 @@ class CureObjective:
     alignment: float = 0.0
     align_from: str = "weaker"
     regularizer: float = 0.0
+    natural: float = 0.0
     attack_steps: int = 8
     relu_shrink: float = 1.0
     amp: bool = False
@@ -158,6 +164,15 @@ class CureObjective:
         if not 0 <= self.alignment < math.inf or (self.alignment > 0 and len(self.sets) < 2):
             raise SpecError(f"alignment must be finite, >= 0 and needs two sets, got {self.alignment!r}")
         check_number("regularizer", self.regularizer)
+        check_number("natural", self.natural, 1)
+        if self.natural == 1:
+            raise SpecError("natural must be below 1, or nothing is trained for the sets; leave them out")
+        seldom = [name for name, entry in zip(self.names, self.sets, strict=True) if entry.every > 1]
+        if seldom and (self.alignment > 0 or self.combination.divides or len(seldom) == len(self.sets)):
+            raise SpecError(
+                f"every of {', '.join(seldom)}: alignment and strategies that divide the batch need all sets at each "
+                "step, and one set must be there at each; leave every out"
+            )
         if self.alignment > 0 and self.combination.divides:
             raise SpecError(
                 f"alignment needs every sample bounded for every set; {STRATEGIES.name_of(self.combination)} bounds "
@@ -179,6 +194,7 @@ class CureObjective:
         y: Tensor,
         scale: float = 1.0,
         generator: torch.Generator | None = None,
+        step: int = 0,
     ) -> Outcome:
         """The loss of one batch.
 
@@ -187,6 +203,7 @@ class CureObjective:
             x, y: clean inputs (B, *input) in the sets' domain and labels (B,).
             scale: relative size of all sets, for annealing; in [0, 1].
             generator: of the attacks' random starts and the random partition.
+            step: number of the batch, for sets that are not looked at each time.
 
         Raises:
             SpecError: a scale outside [0, 1], inputs that are no finite float batch, or a net that has diverged.
@@ -201,7 +218,7 @@ class CureObjective:
             chosen = [k for k, part in enumerate(parts) if len(part)]  # a batch may be smaller than the number of sets
             inputs = {k: (x[parts[k].to(x.device)], y[parts[k].to(x.device)]) for k in chosen}
         else:
-            inputs = dict.fromkeys(range(len(self.sets)), (x, y))
+            inputs = {k: (x, y) for k, entry in enumerate(self.sets) if step % entry.every == 0}
         scaled = {k: self.sets[k].perturbation.scaled(scale) for k in inputs}
         variables = self._attack(model, inputs, scaled, generator)
         statistics = clean_statistics(bounded, model, x)
@@ -217,12 +234,16 @@ class CureObjective:
                 penalty = warmup_regularizer(bounded, _input_width(bounded, model))
         penalty = self.regularizer * (1 - scale) * penalty
         aligned = self._alignment(list(results.values()))
-        loss = (
-            self.combination.combine([result.values for result in results.values()])
-            + self.alignment * aligned
-            + penalty
-        )
-        return Outcome(loss, self._figures(results, aligned, penalty))
+        loss = self.combination.combine([result.values for result in results.values()]) + self.alignment * aligned
+        if self.natural > 0:
+            with running_statistics_kept(model):
+                loss = (1 - self.natural) * loss + self.natural * F.cross_entropy(model(x), y)
+        return Outcome(loss + penalty, self._figures(results, aligned, penalty))
+
+    def restart(self, bounded: BoundedModule) -> None:
+        """Forget what losses keep from step to step: what follows depends on the weights alone, as after a resume."""
+        for entry in self.sets:
+            entry.kind.restart(bounded)
 
     def _attack(
         self,

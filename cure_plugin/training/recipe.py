@@ -38,22 +38,23 @@ class SetRecipe:
     """One set of a recipe.
 
     Attributes:
-        set: text such as ``linf=0.1``. loss: what to train it by. attack_step: see :class:`TrainingSet`.
+        set: text such as ``linf=0.1``. loss: what to train it by. attack_step, every: see :class:`TrainingSet`.
     """
 
     set: str
     loss: Loss = field(default_factory=Sabr)
     attack_step: float | None = None
+    every: int = 1
 
     def build(self) -> TrainingSet:
         """The set as the objective takes it."""
-        return TrainingSet(perturbation_from_spec(self.set), self.loss, self.attack_step)
+        return TrainingSet(perturbation_from_spec(self.set), self.loss, self.attack_step, self.every)
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, as in YAML: the loss by its name, its options beside it."""
         name = LOSSES.name_of(self.loss)
         options = {key: getattr(self.loss, key) for key in LOSSES.options(name)}
-        return {"set": self.set, "loss": name, **options, "attack_step": self.attack_step}
+        return {"set": self.set, "loss": name, **options, "attack_step": self.attack_step, "every": self.every}
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,14 @@ class Recipe:
         data: data set name. net: net name. batch_norm: BatchNorm after every hidden layer. mean, std: of the input's
             channels, normalised inside the net; none if empty.
         sets: what to train for.
-        strategy, weights, alignment, align_from, regularizer, attack_steps, relu_shrink, amp, channels_last: see
-            :class:`CureObjective`.
+        strategy, weights, alignment, align_from, regularizer, natural, attack_steps, relu_shrink, amp, channels_last:
+            see :class:`CureObjective`.
         gradient_projection: weight beta of the natural update; 0 switches it off. project_while_annealing: from the
             first certified epoch on, else after annealing.
         start: file of a trained net to go on from (CURE-Finetune): a checkpoint, or a plain state_dict.
         epochs: in all. natural_epochs: plain training first. ramp_epochs: annealing after those.
         batch_size, learning_rate, milestones (epochs), decay (factor at each milestone, in (0, 1]).
+        cooldown_epochs: last epochs, over which the rate falls to 0, a little with every batch.
         l1_penalty: weight of the parameters' l1 norm. clip: largest gradient l2 norm, 0 for any.
         flip, crop, pad: of training images, see :func:`augmented`; nets take inputs of the crop's size.
         seed: of initialisation, order and attacks.
@@ -95,6 +97,7 @@ class Recipe:
     project_while_annealing: bool = False
     start: str = ""
     regularizer: float = 0.5
+    natural: float = 0.0
     attack_steps: int = 8
     relu_shrink: float = 1.0
     natural_epochs: int = 1
@@ -102,6 +105,7 @@ class Recipe:
     learning_rate: float = 5e-4
     milestones: tuple[int, ...] = ()
     decay: float = 0.2
+    cooldown_epochs: float = 0.0
     l1_penalty: float = 0.0
     clip: float = 10.0
     flip: bool = False
@@ -122,7 +126,7 @@ class Recipe:
             check_count(name, getattr(self, name))
         check_number("learning_rate", self.learning_rate, _LARGEST_RATE, zero=False)
         check_number("decay", self.decay, 1, zero=False)
-        for name in ("ramp_epochs", "l1_penalty", "clip"):
+        for name in ("ramp_epochs", "cooldown_epochs", "l1_penalty", "clip"):
             check_number(name, getattr(self, name))
         check_number("gradient_projection", self.gradient_projection, 1)
         if self.seed >= _SEEDS:
@@ -169,6 +173,7 @@ class Recipe:
             alignment=self.alignment,
             align_from=self.align_from,
             regularizer=self.regularizer,
+            natural=self.natural,
             attack_steps=self.attack_steps,
             relu_shrink=self.relu_shrink,
             amp=self.amp,
@@ -250,12 +255,13 @@ def _set_recipe(entry: Any) -> SetRecipe:
     if "set" not in entry:
         raise SpecError(f"key of a set 'set' is missing in {entry!r}")
     name = entry.get("loss", "sabr")
-    own, options = {"set": str, "attack_step": float | None}, get_type_hints(LOSSES.named(name))
+    own = {"set": str, "attack_step": float | None, "every": int}
+    options = get_type_hints(LOSSES.named(name))
     told = {key: value for key, value in entry.items() if key != "loss" and (key, value) not in _MEANINGLESS}
     kinds = {**dict.fromkeys(dict(_MEANINGLESS), float), **{key: options[key] for key in LOSSES.options(name)}, **own}
     for key in told:
         if key not in kinds:
-            raise unknown("key of a set", key, ["set", "loss", "attack_step", *LOSSES.options(name)])
+            raise unknown("key of a set", key, [*own, "loss", *LOSSES.options(name)])
     values = {key: _structured(key, value, kinds[key]) for key, value in told.items()}
     kept = {key: values.pop(key) for key in own if key in values}
     return SetRecipe(loss=LOSSES.make(name, values), **kept)

@@ -151,42 +151,45 @@ class Trainer:
         return {**figures, "natural_loss": natural_figures["loss"]}
 
     def _natural(self, epoch: int, bar: tqdm, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-        rate = self._set_rate(epoch, optimizer)
-        batches = self._batches(epoch, bar)
+        batches = self._batches(epoch, bar, optimizer)
         recipe = self.recipe
         figures = run_epoch(self.net, batches, natural_loss(self.net), optimizer, recipe.l1_penalty, recipe.clip)
-        return {**figures, "learning_rate": rate}
+        return {**figures, "learning_rate": self._rate(epoch)}
 
     def _certified(self, epoch: int, bar: tqdm) -> dict[str, float]:
         recipe = self.recipe
-        rate = self._set_rate(epoch, self.certified_optimizer)
+        self.objective.restart(self.bounded)
         generator = torch.Generator(self.device).manual_seed(recipe.seed * 1_000_003 + epoch)
         total = len(self._cut(torch.arange(len(self.data))))
         steps = iter(range(total))
 
         def loss(x: Tensor, y: Tensor) -> Outcome:
-            elapsed = epoch - recipe.natural_epochs + next(steps) / total
+            step = next(steps)
+            elapsed = epoch - recipe.natural_epochs + step / total
             scale = smooth_ramp(elapsed / recipe.ramp_epochs) if recipe.ramp_epochs else 1.0
-            outcome = self.objective(self.bounded, self.net, x, y, scale, generator)
+            outcome = self.objective(self.bounded, self.net, x, y, scale, generator, step)
             return replace(outcome, figures={**outcome.figures, "scale": scale})
 
-        batches = self._batches(epoch, bar)
         optimizer = self.certified_optimizer
+        batches = self._batches(epoch, bar, optimizer)
         figures = run_epoch(self.net, batches, loss, optimizer, recipe.l1_penalty, recipe.clip)
-        return {**figures, "learning_rate": rate}
+        return {**figures, "learning_rate": self._rate(epoch)}
 
-    def _set_rate(self, epoch: int, optimizer: torch.optim.Optimizer) -> float:
+    def _rate(self, elapsed: float) -> float:
+        """The learning rate after so many epochs."""
         recipe = self.recipe
-        rate = recipe.learning_rate * recipe.decay ** sum(epoch >= milestone for milestone in recipe.milestones)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        return rate
+        rate = recipe.learning_rate * recipe.decay ** sum(elapsed >= milestone for milestone in recipe.milestones)
+        left = (recipe.epochs - elapsed) / recipe.cooldown_epochs if recipe.cooldown_epochs else 1.0
+        return rate * min(1.0, left)
 
-    def _batches(self, epoch: int, bar: tqdm) -> Iterator[tuple[Tensor, Tensor]]:
-        """The epoch's batches: order and augmentation depend on nothing but the seed and the epoch."""
+    def _batches(self, epoch: int, bar: tqdm, optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, Tensor]]:
+        """The epoch's batches: order and augmentation depend on nothing but the seed and the epoch; sets the rate."""
         recipe = self.recipe
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
-        for chosen in self._cut(torch.randperm(len(self.data), generator=generator)):
+        cut = self._cut(torch.randperm(len(self.data), generator=generator))
+        for number, chosen in enumerate(cut):
+            for group in optimizer.param_groups:
+                group["lr"] = self._rate(epoch + number / len(cut))
             x, y = self.data.batch(chosen, self.device)
             yield augmented(x, recipe.flip, recipe.crop, recipe.pad, generator), y
             bar.update()
