@@ -19,7 +19,8 @@ from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import CheckpointError, OutputError, SpecError
 from cure_plugin.nets import NetSpec, build_net
 from cure_plugin.training import Recipe, Sabr, SetRecipe, Trainer, load_recipe
-from cure_plugin.training.loss import SabrBox
+from cure_plugin.training.loss import LipschitzMargin, SabrBox
+from cure_plugin.training.objective import CureObjective, Outcome
 from cure_plugin.training.recipe import recipe_from_mapping, shipped_recipes
 
 RECIPE = Recipe(
@@ -36,6 +37,16 @@ RECIPE = Recipe(
     milestones=(2,),
 )
 
+UNION = replace(
+    RECIPE,
+    sets=(SetRecipe("linf=0.05", Sabr(0.4), every=2), SetRecipe("l2=0.2", LipschitzMargin())),
+    alignment=0.0,
+    gradient_projection=0.0,
+    natural=0.1,
+    cooldown_epochs=2,
+)
+"""What keeps more from step to step: vectors of power iteration, whose turn it is, the rate."""
+
 
 @pytest.fixture(scope="module")
 def data() -> ImageData:
@@ -46,15 +57,16 @@ def weights(trainer: Trainer) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.net.parameters()])
 
 
-def test_an_interrupted_run_ends_in_the_same_weights(data: ImageData, tmp_path: Path) -> None:
-    whole = Trainer(RECIPE, data, tmp_path / "whole")
+@pytest.mark.parametrize("recipe", [RECIPE, UNION], ids=["cure", "union"])
+def test_an_interrupted_run_ends_in_the_same_weights(recipe: Recipe, data: ImageData, tmp_path: Path) -> None:
+    whole = Trainer(recipe, data, tmp_path / "whole")
     whole.run()
 
     class Killed(Exception):
         pass
 
     for kill_at in (1, 5, 8):
-        part = Trainer(RECIPE, data, tmp_path / "part")
+        part = Trainer(recipe, data, tmp_path / "part")
         calls = 0
         original = part.objective.__call__
 
@@ -65,12 +77,13 @@ def test_an_interrupted_run_ends_in_the_same_weights(data: ImageData, tmp_path: 
                 raise Killed
             return original(*args, **kwargs)
 
+        killing.restart = part.objective.restart  # type: ignore[attr-defined]
         part.objective = killing  # type: ignore[assignment]
         try:
             part.run()
         except Killed:
             continue
-    resumed = Trainer(RECIPE, data, tmp_path / "part")
+    resumed = Trainer(recipe, data, tmp_path / "part")
     resumed.run()
     assert torch.equal(weights(whole), weights(resumed))
     assert [h["loss"] for h in whole.history] == [h["loss"] for h in resumed.history]
@@ -453,3 +466,39 @@ def test_other_images_in_the_folder_are_refused(data: ImageData, tmp_path: Path)
     Trainer(replace(RECIPE, epochs=2, ramp_epochs=0), data, tmp_path).run()
     with pytest.raises(CheckpointError, match="was trained on other images"):
         Trainer(replace(RECIPE, epochs=2, ramp_epochs=0), data.first(100), tmp_path)
+
+
+def test_rates_fall_to_0_over_the_last_epochs(data: ImageData) -> None:
+    trainer = Trainer(replace(RECIPE, epochs=4, milestones=(), cooldown_epochs=2.0), data)
+    rates = [trainer._rate(elapsed) / RECIPE.learning_rate for elapsed in (0, 2, 3, 3.5, 4)]
+    assert rates == pytest.approx([1, 1, 0.5, 0.25, 0])
+
+
+def test_a_set_is_looked_at_in_its_turn_and_natural_losses_have_their_share(data: ImageData) -> None:
+    trainer = Trainer(UNION, data)
+    x, y = data.batch(slice(0, 8))
+    seldom, always = trainer.objective.names
+
+    def outcome(step: int, objective: CureObjective) -> Outcome:
+        return objective(trainer.bounded, trainer.net, x, y, generator=torch.Generator().manual_seed(0), step=step)
+
+    both, one = (outcome(step, trainer.objective) for step in (0, 1))
+    assert {f"loss.{seldom}", f"loss.{always}"} <= set(both.figures) and f"loss.{seldom}" not in one.figures
+    alone = outcome(1, replace(trainer.objective, natural=0.0))
+    natural = torch.nn.functional.cross_entropy(trainer.net(x), y)
+    assert float(one.loss) == pytest.approx(0.9 * float(alone.loss) + 0.1 * float(natural), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"sets": tuple(replace(entry, every=2) for entry in UNION.sets)}, "one set must be there at each"),
+        ({"alignment": 0.5}, "need all sets at each"),
+        ({"strategy": "random"}, "need all sets at each"),
+        ({"natural": 1.0}, "natural must be below 1"),
+        ({"sets": (SetRecipe("patch=2x2", LipschitzMargin()),)}, "loss lipschitz takes lp balls"),
+    ],
+)
+def test_unions_that_cannot_be_trained_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        replace(UNION, **changes)
