@@ -89,7 +89,7 @@ def test_no_gradient_is_steeper(name: str, p: float) -> None:
         assert torch.allclose(apart, steepest, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["strided", "linear"])
+@pytest.mark.parametrize("name", ["strided", "normalised", "pooled", "linear"])
 def test_power_iteration_comes_close_from_below(name: str) -> None:
     net = made(name)
     bounded, ball = bounded_module(net, SHAPE), PerturbationLpBall(2, 0.5)

@@ -70,9 +70,9 @@ class GraphRadii:
                 factor = float(scale.abs().max()) * _ROUNDED_UP
                 known[one.name] = Radius(_scaled(radius(below).l1, factor), _scaled(radius(below).l2, factor))
             elif one.name not in known:
-                sources = [parent for parent in one.inputs if moves(parent)]
-                below = [radius(parent) for parent in sources]
-                known[one.name] = self._through(one, sources, below, start, boxes, clean)
+                base = _normalised(one) or one
+                below = [radius(parent) for parent in base.inputs if moves(parent)]
+                known[one.name] = self._through(one, base, below, start, boxes, clean)
             return known[one.name]
 
         return radius(node)
@@ -80,14 +80,14 @@ class GraphRadii:
     def _through(
         self,
         node: Any,
-        sources: list[Any],
+        base: Any,
         below: list[Radius],
         start: Radius,
         boxes: dict[str, NodeBox],
         clean: dict[str, Tensor],
     ) -> Radius:
-        """Radius behind ``node`` from those of its perturbed inputs."""
-        kind = type(node).__name__
+        """Radius behind ``node`` from those of the moving inputs of ``base``: the node, or what it normalises."""
+        kind, sources = type(node).__name__, [parent for parent in base.inputs if moves(parent)]
         if kind == "BoundInput":
             return start
         unknown = torch.full_like(start.l2, torch.inf)
@@ -97,7 +97,7 @@ class GraphRadii:
             # a smaller summand is copied, which lengthens what moves in it
             same = all(_entries(parent) == _entries(node) for parent in sources)
             return functools.reduce(Radius.plus, below) if same else Radius(unknown, unknown)
-        if len(below) == 1 and sources[0] is node.inputs[0]:
+        if len(below) == 1 and sources[0] is base.inputs[0]:
             if kind in ("BoundFlatten", "BoundReshape", "BoundUnsqueeze", "BoundSqueeze"):
                 return below[0]
             if kind == "BoundRelu":
@@ -168,7 +168,9 @@ class GraphRadii:
 
     def _layer_norms(self, node: Any) -> Norms | None:
         """Norms of a linear node, kept until its constants change; None where unknown."""
+        base = _normalised(node)
         constants = [*_constants(node), torch.tensor(node.inputs[0].output_shape[1:])]
+        constants += _constants(base) if base else []
         known = self._known.get(node.name)
         if known is None or not all(_same(*pair) for pair in zip(known[0], constants, strict=True)):
             norms = _norms_of(node)
@@ -211,6 +213,14 @@ def _normalisation_scale(node: Any) -> Tensor:
     return (weight / (variance + node.eps).sqrt()).abs() * _ROUNDED_UP
 
 
+def _normalised(node: Any) -> Any:
+    """The convolution or matrix that a batch normalisation follows: one linear layer with it; None elsewhere."""
+    inner = node.inputs[0] if type(node).__name__ == "BoundBatchNormalization" else None
+    if type(inner).__name__ == "BoundConv" and _constants(inner)[0].ndim == 4:
+        return inner
+    return inner if type(inner).__name__ == "BoundLinear" and _linear_weight(inner) is not None else None
+
+
 def _convolution_norms(weight: Tensor, geometry: list[Pair], node: Any) -> Norms:
     """Of ungrouped ``weight``; geometry: stride, padding, dilation. ``node``: whose input it runs over."""
     stride, padding, dilation = geometry
@@ -219,16 +229,20 @@ def _convolution_norms(weight: Tensor, geometry: list[Pair], node: Any) -> Norms
 
 
 def _norms_of(node: Any) -> Norms | None:
+    base = _normalised(node)
+    scale = torch.ones((), dtype=torch.float64)
+    if base is not None:
+        node, scale = base, _normalisation_scale(node)
     kind = type(node).__name__
     if kind == "BoundConv":
         weight = _constants(node)[0]
         if weight.ndim != 4:
             return None
+        weight = weight.detach().double() * scale.view(-1, 1, 1, 1)
         geometry = [pair(value) for value in (node.stride, node.padding, node.dilation)]
+        # each group has channels of its own
         groups = [_convolution_norms(part, geometry, node) for part in weight.chunk(node.groups)]
-        spectral, column_l1, column_l2 = (
-            max(norms) for norms in zip(*groups, strict=True)
-        )  # each has its own channels
+        spectral, column_l1, column_l2 = (max(norms) for norms in zip(*groups, strict=True))
         return spectral, column_l1, column_l2
     if kind == "BoundAveragePool":
         kernel, stride, padding = (pair(value) for value in (node.kernel_size, node.stride, node.padding))
@@ -239,8 +253,9 @@ def _norms_of(node: Any) -> Norms | None:
         matrix = _linear_weight(node)
         if matrix is None:
             return None
+        matrix = matrix * scale.view(-1, 1)
         return matrix_norm(matrix), float(matrix.abs().sum(0).max()), float(matrix.norm(dim=0).max())
     if kind == "BoundBatchNormalization":
-        scale = float(_normalisation_scale(node).max())
-        return scale, scale, scale
+        largest = float(_normalisation_scale(node).max())
+        return largest, largest, largest
     return None
