@@ -98,7 +98,7 @@ def test_power_iteration_comes_close_from_below(name: str) -> None:
     first, later = (0.5 * norms.distances(bounded, 2, steps) for steps in (1, 300))
     assert bool((later <= exact * (1 + 1e-5)).all()) and bool((later >= first * (1 - 1e-5)).all())
     others = ~torch.eye(3).bool()
-    assert bool((later[others] >= 0.8 * exact[others]).all())  # of a conv on any grid, this one is small
+    assert bool((later[others] >= 0.6 * exact[others]).all())  # of any grid, these are small
 
 
 def test_vectors_are_kept_until_they_are_forgotten() -> None:

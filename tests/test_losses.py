@@ -30,7 +30,10 @@ from cure_plugin.training import (
     sabr_box_loss,
     sabr_loss,
 )
-from cure_plugin.training.loss import Loss, SabrBox
+from cure_plugin.training.loss import Blended, LipschitzMargin, Loss, Sabr, SabrBox
+from cure_plugin.training.recipe import SetRecipe, recipe_from_mapping
+
+SETTINGS = {"data": "mnist-slice", "net": "cnn_small", "epochs": 2, "ramp_epochs": 1}
 
 SETS = ("linf=0.05", "l2=0.4", "l1=1.0", "R(10)", "R(5) Sh(2)", "C(5) B(0.01)", "T(1,1)", "patch=2x2", "l0=2")
 """One of every kind."""
@@ -221,6 +224,24 @@ class TestLipschitzMargin(LossTestCase):
 class TestLipschitzMarginOfL1(TestLipschitzMargin):
     def perturbation(self) -> PerturbationSet:
         return PerturbationLpBall(1, 0.1)
+
+
+class _OfNoName:
+    """Made of other losses, so it is not registered itself."""
+
+    def test_it_is_registered_and_made_again_from_its_options(self) -> None:
+        recipe = SetRecipe("l2=0.1", self.make())  # type: ignore[attr-defined]
+        assert recipe_from_mapping({**SETTINGS, "sets": [recipe.to_mapping()]}).sets == (recipe,)
+
+
+class TestBlendedWithClean(_OfNoName, LossTestCase):
+    def make(self) -> Loss:
+        return Blended(LipschitzMargin(), 0.6)
+
+
+class TestBlendedWithAttacks(_OfNoName, LossTestCase):
+    def make(self) -> Loss:
+        return Blended(Sabr(0.4), 0.6, attacked=True, vectors=True)
 
 
 class TestMtlIbp(LossTestCase):

@@ -18,7 +18,9 @@ from cure_plugin.sets.region import OfRegion
 from cure_plugin.training.losses import (
     SetLoss,
     adversarial_loss,
+    blended,
     cc_ibp_loss,
+    clean_loss,
     crown_ibp_loss,
     ibp_loss,
     lipschitz_loss,
@@ -254,3 +256,51 @@ class LipschitzMargin(Loss):
 
     def restart(self, bounded: BoundedModule) -> None:
         kept_norms(bounded).restart()
+
+
+@dataclass(frozen=True)
+class Blended(Loss):
+    """Any loss with a share of a plain one, see :func:`~cure_plugin.training.losses.blended`.
+
+    Attributes:
+        loss: of the set. share: its part, in (0, 1]. attacked: whether the rest is at the attack's point, or else at
+            the clean inputs. vectors: whether elided vectors are mixed, or else losses.
+    """
+
+    loss: Loss
+    share: float
+    attacked: bool = False
+    vectors: bool = False
+
+    def __post_init__(self) -> None:
+        check_type("loss", self.loss, Loss, "a loss such as Sabr(0.4)")
+        check_number("share", self.share, 1, zero=False)
+
+    @property
+    def bounds(self) -> bool:  # type: ignore[override]
+        """Whether the set's loss bounds anything."""
+        return self.loss.bounds
+
+    @property
+    def certifies(self) -> bool:  # type: ignore[override]
+        """Whether the vector is one of bounds: a mixed one lies between."""
+        return self.loss.certifies and not self.vectors
+
+    def check(self, perturbation: PerturbationSet) -> None:
+        self.loss.check(perturbation)
+
+    def try_out(self, perturbation: PerturbationSet, x: Tensor, variable: Tensor) -> None:
+        self.loss.try_out(perturbation, x, variable)
+
+    def needs_attack(self, perturbation: PerturbationSet) -> bool:
+        return self.attacked or self.loss.needs_attack(perturbation)
+
+    def restart(self, bounded: BoundedModule) -> None:
+        self.loss.restart(bounded)
+
+    def of(self, batch: Batch) -> SetLoss:
+        if self.attacked:
+            plain = adversarial_loss(batch.model, batch.x, batch.y, batch.perturbation, batch.variable)
+        else:
+            plain = clean_loss(batch.model, batch.x, batch.y)
+        return blended(self.loss.of(batch), plain, self.share, self.vectors)

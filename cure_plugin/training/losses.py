@@ -90,6 +90,22 @@ def adversarial_loss(
     return _of(_elided_logits(logits, y))
 
 
+def clean_loss(model: nn.Module, x: Tensor, y: Tensor) -> SetLoss:
+    """Cross entropy at the clean inputs; BatchNorm's running statistics are not moved a second time."""
+    with running_statistics_kept(model):
+        return _of(_elided_logits(model(x), y))
+
+
+def blended(loss: SetLoss, plain: SetLoss, share: float, vectors: bool) -> SetLoss:
+    """``share`` of a loss and the rest of a ``plain`` one: of their values, or the loss of their mixed ``vectors``.
+
+    With attacks and interval bounds these are MTL-IBP and CC-IBP (De Palma et al. 2024).
+    """
+    if vectors:
+        return _of(share * loss.vector + (1 - share) * plain.vector)
+    return SetLoss(share * loss.values + (1 - share) * plain.values, loss.vector)
+
+
 def mtl_ibp_loss(
     bounded: BoundedModule,
     model: nn.Module,
@@ -105,8 +121,7 @@ def mtl_ibp_loss(
     """
     check_number("mix", mix, 1)
     attacked = adversarial_loss(model, x, y, perturbation, variable)
-    verified = ibp_loss(bounded, x, y, perturbation)
-    return SetLoss((1 - mix) * attacked.values + mix * verified.values, verified.vector)
+    return blended(ibp_loss(bounded, x, y, perturbation), attacked, mix, vectors=False)
 
 
 def cc_ibp_loss(
@@ -121,8 +136,7 @@ def cc_ibp_loss(
     """Loss of (1 - ``mix``) times the attacked elided logits plus ``mix`` times IBP's (CC-IBP, the same paper)."""
     check_number("mix", mix, 1)
     attacked = adversarial_loss(model, x, y, perturbation, variable)
-    verified = ibp_loss(bounded, x, y, perturbation)
-    return _of((1 - mix) * attacked.vector + mix * verified.vector)
+    return blended(ibp_loss(bounded, x, y, perturbation), attacked, mix, vectors=True)
 
 
 def lipschitz_loss(

@@ -20,7 +20,7 @@ from cure_plugin.errors import SpecError
 from cure_plugin.nets import NETS, check_normalisation
 from cure_plugin.registry import unknown
 from cure_plugin.sets import parse_number, perturbation_from_spec
-from cure_plugin.training.loss import LOSSES, Loss, Sabr
+from cure_plugin.training.loss import LOSSES, Blended, Loss, Sabr
 from cure_plugin.training.objective import CureObjective, TrainingSet
 from cure_plugin.training.strategies import STRATEGIES, Strategy
 
@@ -38,7 +38,8 @@ class SetRecipe:
     """One set of a recipe.
 
     Attributes:
-        set: text such as ``linf=0.1``. loss: what to train it by. attack_step, every: see :class:`TrainingSet`.
+        set: text such as ``linf=0.1``. loss: what to train it by; in YAML its name, its options, and perhaps ``blend``,
+            a mapping of :class:`Blended`'s. attack_step, every: see :class:`TrainingSet`.
     """
 
     set: str
@@ -52,9 +53,14 @@ class SetRecipe:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, as in YAML: the loss by its name, its options beside it."""
-        name = LOSSES.name_of(self.loss)
-        options = {key: getattr(self.loss, key) for key in LOSSES.options(name)}
-        return {"set": self.set, "loss": name, **options, "attack_step": self.attack_step, "every": self.every}
+        blend = None
+        loss = self.loss
+        if isinstance(loss, Blended):
+            blend, loss = {key: getattr(loss, key) for key in _BLEND}, loss.loss
+        name = LOSSES.name_of(loss)
+        options = {key: getattr(loss, key) for key in LOSSES.options(name)}
+        others = {"attack_step": self.attack_step, "every": self.every, "blend": blend}
+        return {"set": self.set, "loss": name, **options, **others}
 
 
 @dataclass(frozen=True)
@@ -255,16 +261,33 @@ def _set_recipe(entry: Any) -> SetRecipe:
     if "set" not in entry:
         raise SpecError(f"key of a set 'set' is missing in {entry!r}")
     name = entry.get("loss", "sabr")
-    own = {"set": str, "attack_step": float | None, "every": int}
+    own: dict[str, Any] = {"set": str, "attack_step": float | None, "every": int}
     options = get_type_hints(LOSSES.named(name))
-    told = {key: value for key, value in entry.items() if key != "loss" and (key, value) not in _MEANINGLESS}
+    blend = entry.get("blend")
+    if blend is not None and not isinstance(blend, Mapping):
+        raise SpecError(f"key of a set 'blend' must map some of {', '.join(_BLEND)} to values, got {blend!r}")
+    told = {
+        key: value for key, value in entry.items() if key not in ("loss", "blend") and (key, value) not in _MEANINGLESS
+    }
     kinds = {**dict.fromkeys(dict(_MEANINGLESS), float), **{key: options[key] for key in LOSSES.options(name)}, **own}
     for key in told:
         if key not in kinds:
-            raise unknown("key of a set", key, [*own, "loss", *LOSSES.options(name)])
+            raise unknown("key of a set", key, [*own, "loss", "blend", *LOSSES.options(name)])
     values = {key: _structured(key, value, kinds[key]) for key, value in told.items()}
     kept = {key: values.pop(key) for key in own if key in values}
-    return SetRecipe(loss=LOSSES.make(name, values), **kept)
+    loss = LOSSES.make(name, values)
+    if blend is not None:
+        for key in blend:
+            if key not in _BLEND:
+                raise unknown("key of blend", key, list(_BLEND))
+        if "share" not in blend:
+            raise SpecError("key of blend 'share' is missing: the part of the set's own loss, in (0, 1]")
+        loss = Blended(loss, **{key: _structured(key, value, _BLEND[key]) for key, value in blend.items()})
+    return SetRecipe(loss=loss, **kept)
+
+
+_BLEND: dict[str, Any] = {"share": float, "attacked": bool, "vectors": bool}
+"""Keys of ``blend``, see :class:`Blended`."""
 
 
 _MEANINGLESS = (("ratio", 1.0), ("mix", None))
