@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 from ledger import record_rows
-from runs import trained
+from runs import test_split, trained
 from torch import nn
 
 from cure_plugin.certification import Certifier, certify_dataset, summarize
@@ -67,7 +67,7 @@ def main() -> None:
         if source.endswith(".pt"):
             net_spec, net = load_net(Path(source))
         else:
-            trainer = trained(source, {}, lambda name: options.out / "nets" / name, options.data)
+            trainer = trained(source, {}, lambda name: options.out / "nets" / name, test_split(options.data))
             net_spec, net = trainer.spec, trainer.net
             seconds = round(sum(entry["seconds"] for entry in trainer.history), 1)
             about = {"recipe": source, "epochs": trainer.recipe.epochs, "train_seconds": seconds}

@@ -5,8 +5,8 @@ python benchmarks/reproduce.py small_mnist_small --methods scratch --seeds 2 --d
 python benchmarks/reproduce.py mnist_small --methods scratch --device cuda --data FOLDER
 
 A run that stopped goes on where it was; one that is done is not repeated. With overrides or --images a run is a try:
-it is certified on the last test images, so that nothing is chosen by those that the ledger reports, and its figures go
-to its folder below --out (give each try one of its own).
+the last 5,000 training images are left out of training, and certified are the first of those, so that nothing is chosen
+by test images; its figures go to its folder below --out (give each try one of its own).
 `python benchmarks/ledger.py render` makes the tables and plots.
 """
 
@@ -20,11 +20,10 @@ from pathlib import Path
 import torch
 from entries import Entry, read_entry, write_entry
 from ledger import COMMIT, RESULTS, hardware, record
-from runs import trained
+from runs import test_split, trained, validation_split
 
 from cure_plugin.certification import Certifier, certify_dataset, summarize
 from cure_plugin.cli.options import read_overrides
-from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import SpecError
 from cure_plugin.sets import set_spec
 from cure_plugin.training import load_recipe
@@ -68,19 +67,17 @@ def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Pa
         if read_entry(path).figures.get("recipe", recipe) != recipe:
             raise SpecError(f"{path} is of another recipe; delete it, and {folder}, to run the present one")
         return path
+    splits = (validation_split if attempt else test_split)(options.data)
     trainer = trained(
         f"{setting}/{method}",
         overrides,
         lambda name: options.out / f"{name}-{seed}",
-        options.data,
+        splits,
         device=options.device,
         test_images=min(500, images),
         progress=options.progress,
     )
-    test = load_data(trainer.recipe.data, False, options.data)
-    if attempt:
-        test = ImageData(test.images[-images:], test.labels[-images:], test.classes)
-    test = test.first(images).centre_crop(*trainer.spec.input_shape[1:])
+    test = splits(trainer.recipe.data)[1].first(images).centre_crop(*trainer.spec.input_shape[1:])
     texts = SETTINGS[setting]
     net = trainer.net.cpu()
     records = certify_dataset(
@@ -120,7 +117,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys to change, for tries")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--images", type=int, help="last test images to certify, for tries")
+    parser.add_argument("--images", type=int, help="held out images to certify, for tries")
     parser.add_argument("--out", type=Path, default=Path("out/reproduce"), help="nets and verdicts")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--device", default="cpu")

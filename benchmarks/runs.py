@@ -8,15 +8,37 @@ from typing import Any
 
 import torch
 
-from cure_plugin.datasets import load_data
+from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.training import Trainer, load_recipe
+
+HELD_OUT = 5000
+"""Last training images that tries are looked at on, and not trained on; a tenth of fewer than ten times as many."""
+
+Splits = Callable[[str], tuple[ImageData, ImageData]]
+"""Name of a data set -> (images to train on, images to look at)."""
+
+
+def test_split(root: Path | None) -> Splits:
+    """Training and test images; ``root``: None for ``CURE_DATA``."""
+    return lambda name: (load_data(name, True, root), load_data(name, False, root))
+
+
+def validation_split(root: Path | None) -> Splits:
+    """Training images but the last, and those."""
+
+    def split(name: str) -> tuple[ImageData, ImageData]:
+        data = load_data(name, True, root)
+        count = min(HELD_OUT, len(data) // 10)
+        return data.first(len(data) - count), ImageData(data.images[-count:], data.labels[-count:], data.classes)
+
+    return split
 
 
 def trained(
     name: str,
     overrides: dict[str, Any],
     folder: Callable[[str], Path],
-    data: Path | None,
+    splits: Splits,
     *,
     device: torch.device | str = "cpu",
     test_images: int | None = None,
@@ -28,18 +50,18 @@ def trained(
         name: ``SETTING/METHOD``.
         overrides: keys of the recipe to change; of a net that the recipe starts from only the ``seed``.
         folder: where a recipe of this name is trained, also the one that this one starts from.
-        data: data root, None for ``CURE_DATA``.
+        splits: where its images come from.
         device: where to train.
-        test_images: test images of the log's figures, None for no such figures.
+        test_images: of the images to look at, for the log's figures; None for no such figures.
         progress: bars on standard error.
     """
     recipe = load_recipe(name, overrides)
     if recipe.start and "start" not in overrides:
         start, about = recipe.start, {key: overrides[key] for key in ("seed",) if key in overrides}
-        trained(start, about, folder, data, device=device, test_images=test_images, progress=progress)
+        trained(start, about, folder, splits, device=device, test_images=test_images, progress=progress)
         checkpoint = folder(start) / "checkpoint.pt"
         recipe = load_recipe(name, {**overrides, "start": str(checkpoint)})
-    test = None if test_images is None else load_data(recipe.data, False, data).first(test_images)
-    trainer = Trainer(recipe, load_data(recipe.data, True, data), folder(name), device, test)
+    images, test = splits(recipe.data)
+    trainer = Trainer(recipe, images, folder(name), device, None if test_images is None else test.first(test_images))
     trainer.run(progress=progress)
     return trainer

@@ -11,6 +11,7 @@ import pytest
 
 from cure_plugin.certification import branch_and_bound
 from cure_plugin.certification.dataset import set_names
+from cure_plugin.checkpoint import load_checkpoint
 from cure_plugin.datasets import DATASETS, ImageData, load_data
 from cure_plugin.errors import CheckpointError, SpecError
 from cure_plugin.relaxation.search import Limits
@@ -123,8 +124,7 @@ def test_reproduce_trains_certifies_records_once_and_reports(
 ) -> None:
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(ledger, "RESULTS", tmp_path / "results")
-    for module in (reproduce, runs):
-        monkeypatch.setattr(module, "load_data", lambda name, train, root: load_data(name, train).first(40))
+    monkeypatch.setattr(runs, "load_data", lambda name, train, root: load_data(name, train).first(40))
     monkeypatch.setattr(reproduce, "IMAGES", 2)
     monkeypatch.setattr(reproduce, "ABLATION_IMAGES", 1)
     quick = {"data": "mnist-slice", "net": "cnn_tiny", "epochs": 2, "natural_epochs": 1, "ramp_epochs": 0}
@@ -225,11 +225,12 @@ def test_shipped_lists_of_sets_make_sense() -> None:
 
 def test_tries_stay_out_of_the_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
-    for module in (reproduce, runs):
-        monkeypatch.setattr(module, "load_data", lambda name, train, root: load_data(name, train).first(40))
+    monkeypatch.setattr(runs, "load_data", lambda name, train, root: load_data(name, train).first(40))
     changes = ["data=mnist-slice", "net=cnn_tiny", "epochs=1", "natural_epochs=1", "ramp_epochs=0"]
     arguments = ["small_mnist_small", *changes, "--methods", "linf", "--images", "2", "--no-progress"]
     monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments, "--seeds", "0", "--out", str(tmp_path / "out")])
     reproduce.main()
     figures = json.loads((tmp_path / "out" / "small_mnist_small" / "linf-0" / "figures.json").read_text())["figures"]
     assert figures["overrides"] == changes and not (tmp_path / "results").exists()
+    checkpoint = load_checkpoint(tmp_path / "out" / "small_mnist_small" / "linf-0" / "checkpoint.pt")
+    assert checkpoint["data"] == load_data("mnist-slice", True).first(36).digest()  # the last four of 40 are looked at
