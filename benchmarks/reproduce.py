@@ -31,6 +31,8 @@ from cure_plugin.training import load_recipe
 SETTINGS = {
     "small_mnist_small": ("linf=0.1", "l2=0.5", "l1=1.0"),
     "small_mnist_large": ("linf=0.3", "l2=1.0", "l1=2.0"),
+    "small_cifar_small": ("linf=2/255", "l2=0.25", "l1=0.5"),
+    "small_cifar_large": ("linf=8/255", "l2=0.5", "l1=1.0"),
     "mnist_small": ("linf=0.1", "l2=0.5", "l1=1.0"),
     "mnist_large": ("linf=0.3", "l2=1.0", "l1=2.0"),
     "cifar_small": ("linf=2/255", "l2=0.25", "l1=0.5"),
@@ -39,19 +41,20 @@ SETTINGS = {
 }
 """Setting -> sets certified after training, the paper's radii."""
 
-METHODS = ("linf", "l2", "joint", "max", "random", "scratch", "finetune")
+METHODS = ("linf", "l2", "joint", "max", "random", "scratch", "finetune", "union")
 """Of the table; a setting's recipe file may hold more, as ablations."""
 
 IMAGES = 1000
 """First test images that the ledger's runs are certified on."""
 
 ABLATION_IMAGES = 500
-"""The same of ablations: some leave half of all images to the certifier's slowest stages."""
+"""The same of ablations and of other data: half of all images may be left to the certifier's slowest stages."""
 
 
-def images_of(method: str) -> int:
-    """How many images a method is reported on: those of the table, and its second operating point, on all."""
-    return IMAGES if method in (*METHODS, "scratch_clean") else ABLATION_IMAGES
+def images_of(setting: str, method: str) -> int:
+    """How many images a method is reported on: those of MNIST's table, and its second operating point, on all."""
+    whole = "mnist" in setting and method in (*METHODS, "scratch_clean")
+    return IMAGES if whole else ABLATION_IMAGES
 
 
 def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Path:
@@ -61,7 +64,7 @@ def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Pa
     overrides = {"seed": seed, **read_overrides(options.overrides)}
     recipe = load_recipe(f"{setting}/{method}", overrides).to_mapping()
     attempt = bool(options.overrides) or options.images is not None
-    images = options.images or images_of(method)
+    images = options.images or images_of(setting, method)
     path = folder / "figures.json" if attempt else RESULTS / f"{name}.json"
     if path.exists() and not attempt:
         if read_entry(path).figures.get("recipe", recipe) != recipe:
