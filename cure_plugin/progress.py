@@ -22,6 +22,8 @@ def unwatched(pieces: int, worst: float) -> None:
 
 def shown_on(bar: tqdm) -> Watch:
     """A :data:`Watch` that writes behind the ``bar``, no more often than that is drawn anyway."""
+    if bar.disable:
+        return unwatched
     last = time.monotonic()
 
     def watch(pieces: int, worst: float) -> None:

@@ -51,6 +51,11 @@ def test_nothing_is_shown_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert written(io.StringIO(), monkeypatch, show=False) == "" == written(Terminal(), monkeypatch, show=False)
 
 
+def test_pieces_are_not_shown_unasked() -> None:
+    with progress_bar(2, "image", "certify", False) as bar:
+        shown_on(bar)(40, -0.125)
+
+
 @pytest.mark.parametrize(("seconds", "lines"), [(0.0, 3), (60.0, 1)])
 def test_pieces_and_their_worst_bound_are_shown(monkeypatch: pytest.MonkeyPatch, seconds: float, lines: int) -> None:
     stream = io.StringIO()
