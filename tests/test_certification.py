@@ -271,7 +271,7 @@ def test_stages_fit_the_set(net: nn.Module) -> None:
     certifier = Certifier(net, (1, 28, 28))
     stages = {text: stages_of(text, certifier) for text in ("linf=0.1", "l2=0.5", "R(5)", "patch=2x2")}
     assert stages["linf=0.1"] == ["IBP", "pgd", "CROWN-IBP", "CROWN", "branch-and-bound"]
-    assert stages["l2=0.5"] == ["IBP", "pgd", "CROWN-IBP", "CROWN", "coupled", "branch-and-bound"]
+    assert stages["l2=0.5"] == ["IBP", "pgd", "lipschitz", "CROWN-IBP", "CROWN", "coupled", "branch-and-bound"]
     assert stages["R(5)"] == stages["patch=2x2"] == ["IBP", "pgd", "CROWN-IBP", "CROWN", "splitting"]
     assert stages_of("R(5)", Certifier(net, (1, 28, 28), ("CROWN",))) == ["pgd", "CROWN"]
 

@@ -319,7 +319,7 @@ def test_annealing_ends_at_full_size_with_epochs_to_spare(name: str) -> None:
     assert smooth_ramp(1.0) == pytest.approx(1.0)
     if recipe.start:
         assert recipe.natural_epochs == 0  # no natural epochs on top of a certified net
-    assert list(recipe.milestones) == sorted(recipe.milestones) and max(recipe.milestones) < recipe.epochs
+    assert list(recipe.milestones) == sorted(recipe.milestones) and max(recipe.milestones, default=0) < recipe.epochs
 
 
 @pytest.mark.parametrize("setting", sorted({name.split("/")[0] for name in shipped_recipes() if "/" in name}))
