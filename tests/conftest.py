@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is there, and for the processes that tests start
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -78,6 +79,11 @@ def small_net(front: str, channels: int = 1) -> nn.Sequential:
     elif front == "conv-batch-norm":
         layers.insert(1, shifted_batch_norm(4))
     return nn.Sequential(*layers).eval()
+
+
+def one_fast(names: Sequence[str]) -> list[Any]:
+    """Parameters of a test, of which the last runs in the fast suite and the others in the slow one."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names[:-1]] + [names[-1]]
 
 
 @pytest.fixture(autouse=True)

@@ -187,7 +187,12 @@ def test_hopeless_images_keep_coupled_bounds_and_cost_no_alpha_crown(monkeypatch
 
 @pytest.mark.parametrize(
     "text, dtype",
-    [("linf=0.05", torch.float64), ("l2=0.2", torch.float32), ("l2=0.2", torch.float64), ("l1=0.4", torch.float32)],
+    [
+        ("linf=0.05", torch.float64),
+        ("l2=0.2", torch.float32),
+        pytest.param("l2=0.2", torch.float64, marks=pytest.mark.slow),
+        pytest.param("l1=0.4", torch.float32, marks=pytest.mark.slow),
+    ],
 )
 def test_alpha_crown_from_known_boxes_holds(text: str, dtype: torch.dtype) -> None:
     x, y = labelled(small_net(1), 3, 1)

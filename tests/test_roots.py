@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import one_fast
 
 from cure_plugin.vnncomp.benchmark import LONGEST, faults
 from cure_plugin.vnncomp.generate import STRATA, contents, generate, read_root
@@ -16,7 +17,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ROOTS = ("cure_multinorm", "cure_geometric", "cure_patch")
 
 
-@pytest.mark.parametrize("name", ROOTS)
+@pytest.mark.parametrize("name", one_fast(ROOTS))
 def test_roots_repeat_themselves(name: str) -> None:
     root = read_root(BENCHMARKS / name)
     first = contents(root, 1)
