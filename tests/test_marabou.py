@@ -38,7 +38,7 @@ def test_marabou_never_contradicts_us(tmp_path: Path) -> None:
     from maraboupy import Marabou
 
     decided, agreed = 0, {"sat": 0, "unsat": 0}
-    for seed in range(2):
+    for seed in range(3):
         torch.manual_seed(seed)
         net = small_net("conv-batch-norm" if seed % 2 else "plain")
         model = onnx_model(net, (1, 8, 8))
@@ -66,7 +66,7 @@ def test_marabou_never_contradicts_us(tmp_path: Path) -> None:
                 assert ours.verdict != "violated"
             agreed["sat"] += (theirs.result, ours.verdict) == ("sat", "violated")
             agreed["unsat"] += (theirs.result, ours.verdict) == ("unsat", "robust")
-    assert decided >= 13 and min(agreed.values()) >= 2, (decided, agreed)
+    assert decided >= 20 and min(agreed.values()) >= 2, (decided, agreed)
 
 
 @pytest.mark.parametrize("text", SETS)
