@@ -22,7 +22,7 @@ Norms = tuple[float, float, float]
 
 STEEPEST: dict[str, Callable[[Any], float]] = {
     "BoundRelu": lambda node: 1.0,
-    "BoundLeakyRelu": lambda node: max(1.0, abs(float(node.alpha))),
+    "BoundLeakyRelu": lambda node: max(1.0, abs(float(getattr(node, "leaky_alpha", node.alpha)))),  # 0.7.1, 0.3
     "BoundTanh": lambda node: 1.0,
     "BoundSigmoid": lambda node: 0.25,
 }
