@@ -10,7 +10,6 @@ the upper bounds of :mod:`cure_plugin.bounds.radii`.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from auto_LiRPA import BoundedModule
 from torch import Tensor
 
 from cure_plugin.bounds.linear_nodes import is_linear
+from cure_plugin.bounds.norms import meeting_taps
 from cure_plugin.bounds.operators import is_elementwise, is_fixed, moves
 from cure_plugin.bounds.radii import STEEPEST
 from cure_plugin.errors import SpecError
@@ -269,20 +269,13 @@ def _scaling(node: Any) -> Tensor | None:
 
 
 def _columns(node: Any) -> Tensor:
-    """The largest l2 norm of what one input moves, of a convolution or a matrix.
-
-    Taps whose offsets differ by a multiple of the stride meet the same input; padding only drops some.
-    """
+    """The largest l2 norm of what one input moves, of a convolution or a matrix."""
     weight = _matrix(node)
     if weight.ndim == 2:
         return weight.square().sum(0).amax().sqrt()
-    grouped = weight.square().unflatten(0, (node.groups, -1)).sum(1)  # (groups, inputs, *kernel)
     strides, dilations = (_per_axis(value, weight.ndim - 2) for value in (node.stride, node.dilation))
-    phases: dict[tuple[int, ...], list[Tensor]] = {}
-    for tap in itertools.product(*(range(size) for size in weight.shape[2:])):
-        key = tuple((i * dilation) % stride for i, dilation, stride in zip(tap, dilations, strides, strict=True))
-        phases.setdefault(key, []).append(grouped[(..., *tap)])
-    return torch.stack([torch.stack(taps).sum(0).amax() for taps in phases.values()]).amax().sqrt()
+    squares = [taps.square().sum(0) for taps in meeting_taps(weight, strides, dilations)]
+    return torch.stack([one.unflatten(0, (node.groups, -1)).sum(1).amax() for one in squares]).amax().sqrt()
 
 
 def _per_axis(value: Any, axes: int) -> tuple[int, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,16 +56,22 @@ def _phases(size: int, stride: int, padding: int, dilation: int) -> list[Pair]:
     return [divmod(tap * dilation - padding, stride) for tap in range(size)]
 
 
-def column_norms(weight: Tensor, stride: Pair, dilation: Pair) -> tuple[float, float]:
-    """(largest l1, largest l2) norm of what one input pixel contributes to all outputs of a convolution.
+def meeting_taps(weight: Tensor, strides: Sequence[int], dilations: Sequence[int]) -> list[Tensor]:
+    """The taps of a convolution's ``weight`` (M, C, *kernel), in groups (taps, M, C) that meet the same input pixel.
 
-    Taps whose offsets differ by a multiple of the stride meet the same pixel; padding only drops some.
+    Those are taps whose offsets differ by a multiple of the stride; padding only drops some.
     """
-    groups: dict[Pair, list[Tensor]] = {}
-    for i, j in itertools.product(range(weight.shape[2]), range(weight.shape[3])):
-        key = (i * dilation[0]) % stride[0], (j * dilation[1]) % stride[1]
-        groups.setdefault(key, []).append(weight[:, :, i, j].detach().double())
-    stacked = [torch.stack(group).abs() for group in groups.values()]
+    groups: dict[tuple[int, ...], list[Tensor]] = {}
+    for tap in itertools.product(*(range(size) for size in weight.shape[2:])):
+        key = tuple((i * dilation) % stride for i, dilation, stride in zip(tap, dilations, strides, strict=True))
+        index: tuple[Any, ...] = (..., *tap)
+        groups.setdefault(key, []).append(weight[index])
+    return [torch.stack(group) for group in groups.values()]
+
+
+def column_norms(weight: Tensor, stride: Pair, dilation: Pair) -> tuple[float, float]:
+    """(largest l1, largest l2) norm of what one input pixel contributes to all outputs of a convolution."""
+    stacked = meeting_taps(weight.detach().double().abs(), stride, dilation)
     largest = max(float(group.sum((0, 1)).max()) for group in stacked)
     euclidean = max(float(group.square().sum((0, 1)).max()) for group in stacked) ** 0.5
     return largest * _OUTWARD, euclidean * _OUTWARD

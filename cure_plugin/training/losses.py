@@ -154,13 +154,12 @@ def lipschitz_loss(
     """
     if not isinstance(perturbation, PerturbationLpBall):
         raise SpecError(f"lipschitz takes lp balls, got {perturbation!r}; take another loss")
-    with running_statistics_kept(model):
-        logits = model(x)
+    clean = clean_loss(model, x, y).vector
     distances = kept_norms(bounded).distances(bounded, perturbation.p, steps)
-    eps = torch.as_tensor(perturbation.eps).to(logits).reshape(-1, 1)
-    others = margin_matrix(y, logits.shape[1]).to(logits) < 0
+    eps = torch.as_tensor(perturbation.eps).to(clean).reshape(-1, 1)
+    others = margin_matrix(y, clean.shape[1]) < 0
     moved = (others * distances[y].unsqueeze(1)).sum(2)
-    return _of(_elided_logits(logits, y) + eps * torch.cat([torch.zeros_like(moved[:, :1]), moved], 1))
+    return _of(clean + eps * torch.cat([torch.zeros_like(moved[:, :1]), moved], 1))
 
 
 def _of(vector: Tensor) -> SetLoss:

@@ -9,7 +9,6 @@ from dataclasses import InitVar, dataclass, field
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from auto_LiRPA import BoundedModule
 from torch import Tensor, nn
 
@@ -23,9 +22,9 @@ from cure_plugin.sets import PerturbationSet
 from cure_plugin.sets.base import check_batch
 from cure_plugin.sets.names import distinct_names
 from cure_plugin.training.alignment import bound_alignment, certified
-from cure_plugin.training.batch_norm import clean_statistics, normalising_by, running_statistics_kept
+from cure_plugin.training.batch_norm import clean_statistics, normalising_by
 from cure_plugin.training.loss import LOSSES, Batch, Loss, Sabr
-from cure_plugin.training.losses import SetLoss
+from cure_plugin.training.losses import SetLoss, clean_loss
 from cure_plugin.training.regularizer import warmup_regularizer
 from cure_plugin.training.shrinking import relu_shrinking
 from cure_plugin.training.strategies import STRATEGIES, Max, Strategy, random_partition
@@ -236,8 +235,7 @@ class CureObjective:
         aligned = self._alignment(list(results.values()))
         loss = self.combination.combine([result.values for result in results.values()]) + self.alignment * aligned
         if self.natural > 0:
-            with running_statistics_kept(model):
-                loss = (1 - self.natural) * loss + self.natural * F.cross_entropy(model(x), y)
+            loss = (1 - self.natural) * loss + self.natural * clean_loss(model, x, y).values.mean()
         return Outcome(loss + penalty, self._figures(results, aligned, penalty))
 
     def restart(self, bounded: BoundedModule) -> None:
