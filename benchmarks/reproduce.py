@@ -20,12 +20,10 @@ from pathlib import Path
 import torch
 from entries import Entry, read_entry, write_entry
 from ledger import COMMIT, RESULTS, hardware, record
-from runs import test_split, trained, validation_split
+from runs import certified, test_split, trained, validation_split
 
-from cure_plugin.certification import Certifier, certify_dataset, summarize
 from cure_plugin.cli.options import read_overrides
 from cure_plugin.errors import SpecError
-from cure_plugin.sets import set_spec
 from cure_plugin.training import load_recipe
 
 SETTINGS = {
@@ -82,16 +80,8 @@ def run(setting: str, method: str, seed: int, options: argparse.Namespace) -> Pa
     )
     test = splits(trainer.recipe.data)[1].first(images).centre_crop(*trainer.spec.input_shape[1:])
     texts = SETTINGS[setting]
-    net = trainer.net.cpu()
-    records = certify_dataset(
-        Certifier(net, trainer.spec.input_shape, batch_size=100),  # few images of a batch are left to later stages
-        test,
-        [set_spec(text) for text in texts],
-        folder / "results.jsonl",
-        progress=options.progress,
-        label=f"certify {method}-{seed}",
-    )
-    summary = asdict(summarize(records))
+    net, label = trainer.net.cpu(), f"{method}-{seed}"
+    summary = asdict(certified(net, trainer.spec, test, texts, folder / "results.jsonl", label, options.progress))
     figures = {
         "setting": setting,
         "method": method,

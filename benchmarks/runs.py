@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from cure_plugin.certification import Certifier, Summary, certify_dataset, summarize
 from cure_plugin.datasets import ImageData, load_data
+from cure_plugin.nets import NetSpec
+from cure_plugin.sets import set_spec
 from cure_plugin.training import Trainer, load_recipe
 
 HELD_OUT = 5000
@@ -65,3 +69,12 @@ def trained(
     trainer = Trainer(recipe, images, folder(name), device, None if test_images is None else test.first(test_images))
     trainer.run(progress=progress)
     return trainer
+
+
+def certified(
+    net: nn.Module, spec: NetSpec, images: ImageData, sets: Sequence[str], path: Path, label: str, progress: bool = True
+) -> Summary:
+    """What the default cascade says of a net on ``images``; verdicts go to ``path``, which a later run goes on with."""
+    certifier = Certifier(net, spec.input_shape, batch_size=100)  # few images of a batch are left to later stages
+    specs = [set_spec(text) for text in sets]
+    return summarize(certify_dataset(certifier, images, specs, path, progress=progress, label=f"certify {label}"))

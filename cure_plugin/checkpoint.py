@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cure_plugin.errors import CheckpointError
 from cure_plugin.files import write_atomically
 from cure_plugin.nets import NetSpec, build_net
+from cure_plugin.zoo import resolved
 
 _FORMAT = 1
 
@@ -29,7 +30,7 @@ def save_checkpoint(path: str | Path, spec: NetSpec, net: nn.Module, extra: dict
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint, loaded with ``weights_only=True``.
+    """The contents of a checkpoint, loaded with ``weights_only=True``; ``path`` may be ``zoo:NAME``.
 
     Raises:
         CheckpointError: missing, truncated, damaged, or no checkpoint of ours.
@@ -43,6 +44,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _load(path: str | Path) -> Any:
+    path = resolved(path)
     try:
         if zipfile.is_zipfile(path):  # torch itself does not look at the checksums that it writes
             with zipfile.ZipFile(path) as archive:
@@ -115,7 +117,7 @@ def load_start(path: str | Path, spec: NetSpec) -> dict[str, Tensor]:
 
 
 def load_net(path: str | Path) -> tuple[NetSpec, nn.Sequential]:
-    """The net in a checkpoint, in eval mode.
+    """The net in a checkpoint, in eval mode; ``path`` may name a net of the :mod:`~cure_plugin.zoo`.
 
     Raises:
         CheckpointError: see :func:`load_checkpoint`, or weights that do not fit the described net.

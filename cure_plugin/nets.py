@@ -39,10 +39,10 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
 
 
 class Normalize(nn.Module):
-    """``(x - mean) / std`` per channel, as a 1 x 1 convolution with fixed weights.
+    """``(x - mean) / std`` per channel; for what traces it, as auto_LiRPA does, a 1 x 1 convolution with fixed weights.
 
     A subtraction and a division by buffers would say the same, but no auto_LiRPA version bounds those
-    in patches mode, and verifiers read one more kind of node.
+    in patches mode, and verifiers read one more kind of node. As a convolution it takes 25 times as long (on CPUs).
 
     Args:
         mean: one number per channel.
@@ -63,7 +63,9 @@ class Normalize(nn.Module):
         self.register_buffer("bias", -torch.tensor(mean, dtype=torch.get_default_dtype()) * scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias)
+        if torch.jit.is_tracing() or x.ndim != 4 or x.shape[1] != len(self.bias):
+            return F.conv2d(x, self.weight, self.bias)
+        return x * self.weight.sum(1) + self.bias[:, None, None]
 
 
 @dataclass(frozen=True)

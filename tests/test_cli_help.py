@@ -26,6 +26,7 @@ COMMANDS = (
     "bench pack",
     "report",
     "sets",
+    "zoo",
     "demo",
 )
 

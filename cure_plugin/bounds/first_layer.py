@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from auto_LiRPA import BoundedModule
 from torch import Tensor
 
+from cure_plugin.bounds.channel_scaling import channel_scaling
 from cure_plugin.bounds.elementwise import affine, constant, moving_input
 from cure_plugin.bounds.operators import is_elementwise
 from cure_plugin.sets.base import PerturbationSet
@@ -105,18 +106,11 @@ def _through_batch_norm(node: Any) -> _Scaled | None:
 def _through_channel_scaling(node: Any) -> _Scaled | None:
     """A 1 x 1 convolution that mixes no channels, as :class:`cure_plugin.nets.Normalize` is one."""
     source = _scaled_input(node.inputs[0])
-    weight = _constant(node.inputs[1])
-    bias = _constant(node.inputs[2]) if node.has_bias else None
-    if source is None or weight is None or weight.shape[0] != weight.shape[1] or weight[0, 0].numel() != 1:
+    scaling = channel_scaling(node)
+    if source is None or scaling is None or source.value.ndim != 4 or source.value.shape != source.clean.shape:
         return None
-    if weight.ndim != 4 or source.value.shape != source.clean.shape:
-        return None
-    diagonal = weight[:, :, 0, 0].diagonal()
-    if (tuple(node.stride), tuple(node.padding)) != ((1, 1), (0, 0)) or source.value.ndim != 4:
-        return None
-    if bool((weight[:, :, 0, 0] != torch.diag(diagonal)).any()):
-        return None
-    return replace(source, value=F.conv2d(source.value, weight, bias), scale=source.scale * diagonal.view(1, -1, 1, 1))
+    factor, shift = scaling
+    return replace(source, value=source.value * factor + shift, scale=source.scale * factor)
 
 
 def _first_layer(node: Any) -> tuple[_Scaled, Tensor, Rows] | None:

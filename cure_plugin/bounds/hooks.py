@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from auto_LiRPA import BoundedModule
-from auto_LiRPA.bound_ops import BoundRelu
+from auto_LiRPA.bound_ops import BoundConv, BoundRelu
 
+from cure_plugin.bounds.channel_scaling import with_channel_scaling
 from cure_plugin.bounds.coupled_relu import with_coupling
 from cure_plugin.bounds.first_layer import with_exact_first_layer
 
@@ -28,6 +29,7 @@ Wrap = Callable[[Function], Function]
 HOOKS: tuple[tuple[type, str, Wrap], ...] = (
     (BoundedModule, "IBP_general", with_exact_first_layer),
     (BoundRelu, "bound_backward", with_coupling),
+    (BoundConv, "interval_propagate", with_channel_scaling),
 )
 """What this package puts into auto_LiRPA: (class, method, what to make of it)."""
 

@@ -1,4 +1,4 @@
-"""``cure train | certify | compare | export | verify | check | bench | report | sets | demo``: the arguments."""
+"""``cure train | certify | compare | export | verify | check | bench | report | sets | zoo | demo``: the arguments."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from cure_plugin.cli.export import export
 from cure_plugin.cli.report import report
 from cure_plugin.cli.train import train
 from cure_plugin.cli.verify import check, verify
+from cure_plugin.cli.zoo import zoo
 from cure_plugin.datasets import DATASETS
 from cure_plugin.demo import SETS, run_demo
 from cure_plugin.errors import CureError
@@ -45,6 +46,7 @@ _EXAMPLES = {
     "bench pack": "benchmarks/cure_patch out/roots/cure_patch",
     "report": "cure=out/a/checkpoint.pt linf=out/b/checkpoint.pt --out out/report",
     "sets": "",
+    "zoo": "",
     "demo": "--out out/demo",
 }
 """Arguments that each command's help shows."""
@@ -129,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=train)
 
     command = _add(commands, "certify", "certify a net for a list of sets and their union")
-    command.add_argument("model", type=Path, help="our checkpoint, a state_dict (with --net) or an ONNX file")
+    command.add_argument("model", type=Path, help="our checkpoint, zoo:NAME, a state_dict (with --net) or an ONNX file")
     command.add_argument(
         "sets",
         nargs="+",
@@ -163,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=compare)
 
     command = _add(commands, "export", "write a net as ONNX, and a VNNLIB property per image and set")
-    command.add_argument("model", type=Path, help="our checkpoint (.pt)")
+    command.add_argument("model", type=Path, help="our checkpoint (.pt) or zoo:NAME")
     command.add_argument("sets", nargs="*", metavar="SET", help="sets to write instances for, as for certify")
     _add_test_images(command, 10)
     command.add_argument("--encoding", choices=encoding_names(), help="default: the tightest of each set")
@@ -205,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=bench_pack)
 
     command = _add(commands, "report", "certify trained nets and compare them on an HTML page")
-    command.add_argument("models", nargs="+", metavar="name=checkpoint.pt", help="nets to compare")
+    command.add_argument("models", nargs="+", metavar="name=checkpoint.pt", help="nets to compare; files or zoo:NAME")
     command.add_argument("--sets", nargs="+", default=list(SETS), metavar="SET", help="as for certify")
     _add_test_images(command, 200)
     _add_out(command, "folder for report.html and results")
@@ -213,6 +215,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "sets", "list the known perturbation sets, their parameters and units")
     command.set_defaults(run=_sets)
+
+    command = _add(commands, "zoo", "list the trained nets inside; zoo:NAME is one for every command")
+    command.set_defaults(run=zoo)
 
     command = _add(commands, "demo", "the whole way on shipped data: train, certify, export, report")
     command.add_argument(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cure_plugin.checks import is_number
 from cure_plugin.errors import SpecError
-from cure_plugin.inputs import check_float_batch
+from cure_plugin.inputs import all_finite, check_float_batch
 from cure_plugin.sets.region import Region
 from cure_plugin.sets.rows import Rows, dot, rows_of_matrix, rows_of_patches
 
@@ -275,7 +275,7 @@ def check_batch(x: Tensor) -> None:
     check_float_batch(x)
     if x.numel() == 0:
         raise SpecError(f"x is empty (shape {tuple(x.shape)}); give at least one image")
-    if not bool(torch.isfinite(x).all()):
+    if not all_finite(x):
         raise SpecError("x holds NaN or infinite values; clean the images before bounding them")
 
 
@@ -314,7 +314,12 @@ def check_domain(x: Tensor, domain: Domain) -> None:
     """
     check_float_batch(x)
     lowest, highest = domain
-    if bool((x < lowest - DOMAIN_TOLERANCE).any() or (x > highest + DOMAIN_TOLERANCE).any()):
+    if isinstance(lowest, Tensor) or isinstance(highest, Tensor):
+        outside = bool((x < lowest - DOMAIN_TOLERANCE).any() or (x > highest + DOMAIN_TOLERANCE).any())
+    else:
+        least, most = torch.stack(torch.aminmax(x.detach())).tolist()
+        outside = least < lowest - DOMAIN_TOLERANCE or most > highest + DOMAIN_TOLERANCE
+    if outside:
         raise SpecError(
             f"x has values in [{x.min().item():.4g}, {x.max().item():.4g}], outside domain {shown_domain(domain)}; "
             "make normalisation a layer of the net, or pass the domain of the normalised input"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cure_plugin.checks import check_number
 from cure_plugin.errors import SpecError
+from cure_plugin.inputs import all_finite
 from cure_plugin.sets.base import DOMAIN_TOLERANCE, PerturbationSet
 from cure_plugin.sets.linear_minimum import box_minimum, in_chunks
 from cure_plugin.sets.rows import Rows
@@ -139,7 +140,7 @@ def _end(name: str, value: float | Tensor) -> Tensor:
     if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
         raise SpecError(f"{name} must be a number or a tensor, got {value!r}")
     end = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
-    if not end.is_floating_point() or not bool(torch.isfinite(end).all()):
+    if not end.is_floating_point() or not all_finite(end):
         raise SpecError(f"{name} must hold finite floating-point numbers, got {_shown(end)}")
     return end
 

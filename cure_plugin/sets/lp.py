@@ -98,9 +98,9 @@ class PerturbationLpBall(PerturbationSet):
 
     def _room(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """How far each coordinate may move down (<= 0) and up (>= 0) inside the box hull."""
-        radius = per_image(self._radius(x), x).expand_as(x)
+        radius = per_image(self._radius(x), x)
         if self.domain is None:
-            return -radius, radius
+            return -radius.expand_as(x), radius.expand_as(x)
         lowest, highest = self.domain
         down = torch.maximum(-radius, lowest - x).clamp(max=0)
         up = torch.minimum(radius, highest - x).clamp(min=0)

@@ -16,7 +16,7 @@ from cure_plugin.attacks import Pgd, pgd_variables
 from cure_plugin.checks import check_count, check_number, check_type, is_number
 from cure_plugin.errors import SpecError
 from cure_plugin.folding import AttackNet
-from cure_plugin.inputs import check_generator, check_pair
+from cure_plugin.inputs import all_finite, check_generator, check_pair
 from cure_plugin.nets import Normalize
 from cure_plugin.sets import PerturbationSet
 from cure_plugin.sets.base import check_batch
@@ -259,7 +259,7 @@ class CureObjective:
             net = AttackNet(model, self.amp, self.channels_last)
             found = pgd_variables(net, jobs, Pgd(self.attack_steps), generator, best=False, first_steps=steps)
             variables.update((k, variable) for k, (variable, _) in zip(attacked, found, strict=True))
-            if not all(bool(variables[k].isfinite().all()) for k in attacked):
+            if not all(all_finite(variables[k]) for k in attacked):
                 raise SpecError(
                     "the net's logits or gradients are not finite: training has diverged; lower the learning rate "
                     "(learning_rate of a recipe) or grow the sets more slowly (ramp_epochs)"

@@ -75,7 +75,7 @@ class Recipe:
             see :class:`CureObjective`.
         gradient_projection: weight beta of the natural update; 0 switches it off. project_while_annealing: from the
             first certified epoch on, else after annealing.
-        start: file of a trained net to go on from (CURE-Finetune): a checkpoint, or a plain state_dict.
+        start: file of a trained net to go on from (CURE-Finetune): a checkpoint, a plain state_dict, or ``zoo:NAME``.
         epochs: in all. natural_epochs: plain training first. ramp_epochs: annealing after those.
         batch_size, learning_rate, milestones (epochs), decay (factor at each milestone, in (0, 1]).
         cooldown_epochs: last epochs, over which the rate falls to 0, a little with every batch.

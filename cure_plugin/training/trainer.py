@@ -19,6 +19,7 @@ from cure_plugin.checks import check_type
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import CheckpointError, OutputError, SpecError
 from cure_plugin.files import make_folder
+from cure_plugin.inputs import all_finite
 from cure_plugin.json_files import write_lines
 from cure_plugin.nets import NetSpec, build_net
 from cure_plugin.progress import progress_bar
@@ -29,6 +30,7 @@ from cure_plugin.training.objective import Outcome
 from cure_plugin.training.projection import projected_epoch
 from cure_plugin.training.recipe import Recipe, recipe_from_mapping
 from cure_plugin.training.schedule import smooth_ramp
+from cure_plugin.zoo import resolved
 
 
 class Trainer:
@@ -126,7 +128,7 @@ class Trainer:
     def _refuse_divergence(self, epoch: int, figures: dict[str, float]) -> None:
         """The figures are of both epochs of a projection, and the weights have taken the last step too."""
         values = dict(figures)
-        if not all(bool(parameter.isfinite().all()) for parameter in self.net.parameters()):
+        if not all(all_finite(parameter) for parameter in self.net.parameters()):
             values["a weight"] = math.nan
         for name, value in values.items():
             if not math.isfinite(value):
@@ -223,12 +225,13 @@ class Trainer:
         )
 
     def _start_weights(self, start: str) -> dict[str, Tensor]:
-        if not _there(Path(start)) or not Path(start).is_file():
+        path = resolved(start)
+        if not _there(path) or not path.is_file():
             raise CheckpointError(
                 f"start {start!r} is no file; this recipe goes on from a trained net, so train one and give "
-                "start=PATH of its checkpoint or state_dict"
+                "start=PATH of its checkpoint or state_dict, or start=zoo:NAME (cure zoo lists them)"
             )
-        return load_start(start, self.spec)
+        return load_start(path, self.spec)
 
     def _restore(self, path: Path) -> None:
         payload = load_checkpoint(path)
