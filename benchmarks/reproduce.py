@@ -31,6 +31,7 @@ SETTINGS = {
     "small_mnist_large": ("linf=0.3", "l2=1.0", "l1=2.0"),
     "small_cifar_small": ("linf=2/255", "l2=0.25", "l1=0.5"),
     "small_cifar_large": ("linf=8/255", "l2=0.5", "l1=1.0"),
+    "small_tinyimagenet": ("linf=1/255", "l2=36/255", "l1=72/255"),
     "mnist_small": ("linf=0.1", "l2=0.5", "l1=1.0"),
     "mnist_large": ("linf=0.3", "l2=1.0", "l1=2.0"),
     "cifar_small": ("linf=2/255", "l2=0.25", "l1=0.5"),

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cure_plugin.certification import Certifier, Summary, certify_dataset, summarize
+from cure_plugin.certification.cascade import CASCADE, timed
 from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.nets import NetSpec
 from cure_plugin.sets import set_spec
@@ -17,6 +18,9 @@ from cure_plugin.training import Trainer, load_recipe
 
 HELD_OUT = 5000
 """Last training images that tries are looked at on, and not trained on; a tenth of fewer than ten times as many."""
+
+SECONDS = 5
+"""Of branch and bound, an image and set."""
 
 Splits = Callable[[str], tuple[ImageData, ImageData]]
 """Name of a data set -> (images to train on, images to look at)."""
@@ -75,6 +79,7 @@ def certified(
     net: nn.Module, spec: NetSpec, images: ImageData, sets: Sequence[str], path: Path, label: str, progress: bool = True
 ) -> Summary:
     """What the default cascade says of a net on ``images``; verdicts go to ``path``, which a later run goes on with."""
-    certifier = Certifier(net, spec.input_shape, batch_size=100)  # few images of a batch are left to later stages
+    methods = timed(CASCADE, SECONDS)
+    certifier = Certifier(net, spec.input_shape, methods, batch_size=100)  # few of a batch are left to later stages
     specs = [set_spec(text) for text in sets]
     return summarize(certify_dataset(certifier, images, specs, path, progress=progress, label=f"certify {label}"))

@@ -90,6 +90,26 @@ def test_cifar_batches_are_read_without_trusting_pickle(tmp_path: Path) -> None:
         load_data("cifar10", False, tmp_path)
 
 
+def tiny_images(root: Path, count: int, side: int = 64) -> Path:
+    """Validation images of two classes, the i-th of brightness i."""
+    image_module = pytest.importorskip("PIL.Image")
+    folder = root / "tiny-imagenet-200" / "val" / "images"
+    folder.mkdir(parents=True)
+    for index in range(count):
+        image_module.new("L", (side, side), index).save(folder / f"val_{index}.JPEG")
+    lines = [f"val_{index}.JPEG\tn0{index % 2}\t0\t0\t1\t1\n" for index in range(count)]
+    (folder.parent / "val_annotations.txt").write_text("".join(lines))
+    (folder.parent.parent / "wnids.txt").write_text("n00\nn01\n")
+    return root
+
+
+def test_a_split_of_tinyimagenets_validation_images(tmp_path: Path) -> None:
+    root = tiny_images(tmp_path, 10)
+    train, test = (load_data("tinyimagenet-val", part, root) for part in (True, False))
+    assert test.images[:, 0, 0, 0].tolist() == [4, 9] and test.labels.tolist() == [0, 1]
+    assert train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 5, 6, 7, 8] and train.classes == 200
+
+
 def test_tinyimagenet_validation_folder(tmp_path: Path) -> None:
     image_module = pytest.importorskip("PIL.Image")
     folder = tmp_path / "tiny-imagenet-200" / "val" / "images"

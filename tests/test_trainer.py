@@ -502,3 +502,26 @@ def test_a_set_is_looked_at_in_its_turn_and_natural_losses_have_their_share(data
 def test_unions_that_cannot_be_trained_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         replace(UNION, **changes)
+
+
+@pytest.mark.parametrize(
+    "recipe_name", [pytest.param("tinyimagenet/scratch", marks=pytest.mark.slow), "small_tinyimagenet/union"]
+)
+def test_tinyimagenet_trains_step_by_step(recipe_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The full recipe on four images, a step an epoch: stopped after one, the same as without a stop."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    images = ImageData(pixels, torch.tensor([3, 150]), 200)
+    shorter = {"batch_size": 2, "epochs": 2, "natural_epochs": 0, "ramp_epochs": 1, "milestones": [], "attack_steps": 1}
+    recipe = load_recipe(recipe_name, {**shorter, "cooldown_epochs": 0})
+    whole = Trainer(recipe, images)
+    whole.run()
+    stopped = Trainer(recipe, images, tmp_path)
+    keep = stopped._save
+    monkeypatch.setattr(stopped, "_save", lambda: (keep(), (_ for _ in ()).throw(KeyboardInterrupt)))
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    resumed = Trainer(recipe, images, tmp_path)
+    assert resumed.epochs_done == 1
+    resumed.run()
+    assert torch.equal(weights(whole), weights(resumed))

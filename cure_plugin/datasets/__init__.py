@@ -14,7 +14,7 @@ from torch import Tensor
 from cure_plugin.checks import check_count
 from cure_plugin.datasets.cifar import read_cifar10
 from cure_plugin.datasets.idx import read_mnist
-from cure_plugin.datasets.tinyimagenet import read_tinyimagenet
+from cure_plugin.datasets.tinyimagenet import read_tinyimagenet, read_tinyimagenet_val
 from cure_plugin.errors import DataError, SpecError
 from cure_plugin.inputs import check_labels
 
@@ -103,6 +103,7 @@ DATASETS: dict[str, tuple[str, _Reader, int]] = {
     "mnist": ("MNIST/raw", read_mnist, 10),
     "cifar10": ("cifar-10-batches-py", read_cifar10, 10),
     "tinyimagenet": ("tiny-imagenet-200", read_tinyimagenet, 200),
+    "tinyimagenet-val": ("tiny-imagenet-200", read_tinyimagenet_val, 200),
 }
 """Name -> (folder below the data root, reader, classes)."""
 
@@ -112,7 +113,8 @@ def load_data(name: str, train: bool, root: str | Path | None = None) -> ImageDa
 
     Args:
         name: a key of :data:`DATASETS`; ``mnist-slice`` ships with the package (10,000 training and
-            1,000 test images) and needs no root.
+            1,000 test images) and needs no root. ``tinyimagenet-val`` splits TinyImageNet's 10,000 validation images
+            alone, 8,000 for training, and is no result on TinyImageNet.
         train: the training split, else the test (TinyImageNet: validation) split.
         root: folder in torchvision's layout; default: the environment variable ``CURE_DATA``.
 
