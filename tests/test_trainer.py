@@ -68,17 +68,14 @@ def test_an_interrupted_run_ends_in_the_same_weights(recipe: Recipe, data: Image
     for kill_at in (1, 5, 8):
         part = Trainer(recipe, data, tmp_path / "part")
         calls = 0
-        original = part.objective.__call__
 
-        def killing(*args: object, original=original, kill_at: int = kill_at, **kwargs: object) -> object:
+        def killing(_: object, arguments: tuple[object, ...], kill_at: int = kill_at) -> None:
             nonlocal calls
-            calls += 1
+            calls += arguments[2] is not None  # a certified step
             if calls == kill_at:
                 raise Killed
-            return original(*args, **kwargs)
 
-        killing.restart = part.objective.restart  # type: ignore[attr-defined]
-        part.objective = killing  # type: ignore[assignment]
+        part._losses.register_forward_pre_hook(killing)
         try:
             part.run()
         except Killed:

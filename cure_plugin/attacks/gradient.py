@@ -160,6 +160,7 @@ def pgd_variables(
     generator: torch.Generator | None = None,
     best: bool = True,
     first_steps: Sequence[float] | None = None,
+    starts: Sequence[Tensor] | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
     """:func:`pgd_variable` on several sets at once: every step is one forward and one backward pass for all of them.
 
@@ -170,6 +171,7 @@ def pgd_variables(
         jobs: (x, y, perturbation) triples; they may differ in size.
         best: return the best variables met, at the price of one more forward pass, else the last ones.
         first_steps: relative size of each job's first step; default: the sets' own ``attack_step``.
+        starts: each job's variable to climb from; default: those of ``search``.
 
     Returns:
         (variable, its value (B,)) per job; values of the last variables are those before the last step.
@@ -191,7 +193,7 @@ def pgd_variables(
     labels = torch.cat([y for _, y, _ in jobs])
     regions = [perturbation.around(x) for x, _, perturbation in jobs]
     lengths = list(first_steps) if first_steps is not None else [p.attack_step for _, _, p in jobs]
-    variables = [search.start(region, generator) for region in regions]
+    variables = [search.start(region, generator) for region in regions] if starts is None else list(starts)
     kept = [(v, v.new_full((n,), -torch.inf)) for v, n in zip(variables, sizes, strict=True)]
     directions: list[Tensor | None] = [None] * len(jobs)
     with evaluation_mode(model), torch.enable_grad():

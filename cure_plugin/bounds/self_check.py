@@ -5,8 +5,8 @@ then evaluated at random points, at corners, and where the gradients of some of 
 wrong coefficients, since nets are linear there and bounds nearly attained; large ones show wrong relaxations.
 
 Where CROWN's rows for every neuron would take long, inner nodes are bounded by IBP, and CROWN's rows start at the
-logits alone, or at some of many. What that leaves out is the rows between inner nodes: in matrix mode they are of the same kind, in patches
-mode they rest on the table.
+logits alone, or at some of many. What that leaves out is the rows between inner nodes: in matrix mode they are of the
+same kind, in patches mode they rest on the table.
 """
 
 from __future__ import annotations

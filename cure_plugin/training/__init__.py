@@ -34,6 +34,7 @@ from cure_plugin.training.losses import (
     sabr_box_loss,
     sabr_loss,
 )
+from cure_plugin.training.module import ObjectiveModule
 from cure_plugin.training.objective import CureObjective, Outcome, TrainingSet
 from cure_plugin.training.projection import project_update, projected_epoch
 from cure_plugin.training.recipe import Recipe, SetRecipe, load_recipe
@@ -52,6 +53,7 @@ from cure_plugin.training.strategies import (
     random_partition,
 )
 from cure_plugin.training.trainer import Trainer
+from cure_plugin.training.world import World, joined_processes
 
 __all__ = [
     "LOSSES",
@@ -68,6 +70,7 @@ __all__ = [
     "Loss",
     "Max",
     "MtlIbp",
+    "ObjectiveModule",
     "Outcome",
     "RandomPartition",
     "Recipe",
@@ -79,6 +82,7 @@ __all__ = [
     "Strategy",
     "Trainer",
     "TrainingSet",
+    "World",
     "adversarial_loss",
     "augmented",
     "batch_statistics",
@@ -87,6 +91,7 @@ __all__ = [
     "crown_ibp_loss",
     "evaluate",
     "ibp_loss",
+    "joined_processes",
     "joint",
     "lipschitz_loss",
     "load_recipe",

@@ -11,17 +11,20 @@ from torch import Tensor, nn
 from cure_plugin.checks import check_number
 from cure_plugin.inputs import check_labels, check_pair, evaluated
 from cure_plugin.training.objective import Outcome
+from cure_plugin.training.world import ALONE, World
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 BatchLoss = Callable[[Tensor, Tensor], Outcome]
 
 
-def natural_loss(model: nn.Module) -> BatchLoss:
-    """Cross entropy of the clean batch as a loss for :func:`run_epoch`."""
+def natural_loss(model: nn.Module, world: World = ALONE) -> BatchLoss:
+    """Cross entropy of the clean batch as a loss for :func:`run_epoch`; ``world``: processes that share batches out."""
 
     def loss(x: Tensor, y: Tensor) -> Outcome:
         check_pair(x, y, model)
-        logits = evaluated(model, x)
+        world.check(model)
+        share = world.share(len(x))
+        logits = share.all(evaluated(model, share.of(x)))
         check_labels(y, logits.shape[1])
         return Outcome(F.cross_entropy(logits, y), {})
 

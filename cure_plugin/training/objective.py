@@ -21,6 +21,7 @@ from cure_plugin.nets import Normalize
 from cure_plugin.sets import PerturbationSet
 from cure_plugin.sets.base import check_batch
 from cure_plugin.sets.names import distinct_names
+from cure_plugin.sets.region import Region
 from cure_plugin.training.alignment import bound_alignment, certified
 from cure_plugin.training.batch_norm import clean_statistics, normalising_by
 from cure_plugin.training.loss import LOSSES, Batch, Loss, Sabr
@@ -28,6 +29,7 @@ from cure_plugin.training.losses import SetLoss, clean_loss
 from cure_plugin.training.regularizer import warmup_regularizer
 from cure_plugin.training.shrinking import relu_shrinking
 from cure_plugin.training.strategies import STRATEGIES, Max, Strategy, random_partition
+from cure_plugin.training.world import ALONE, Share, World
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,14 @@ class Outcome:
     figures: dict[str, float]
 
 
+class _Asked:
+    """What a batch asks of one set: the ``whole`` region, and this process's share of it and of the labels."""
+
+    def __init__(self, whole: Region, labels: Tensor, share: Share) -> None:
+        self.whole, self.share = whole, share
+        self.region, self.labels = share.of_region(whole), share.of(labels)
+
+
 @dataclass(frozen=True)
 class CureObjective:
     """CURE's loss as a callable for any training loop: ``objective(bounded, model, x, y).loss.backward()``.
@@ -132,6 +142,7 @@ class CureObjective:
         attack_steps: PGD steps that look for each region.
         relu_shrink: factor on the upper bounds of crossing ReLUs, see :func:`relu_shrinking`.
         amp, channels_last: of the attacks, see :class:`AttackNet`.
+        world: processes that share a batch out; each is given all of it, see :class:`ObjectiveModule`.
 
     Raises:
         SpecError: an unknown strategy or set name, or alignment with a strategy that bounds each sample for one set
@@ -149,6 +160,7 @@ class CureObjective:
     relu_shrink: float = 1.0
     amp: bool = False
     channels_last: bool = False
+    world: World = ALONE
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self, weights: Sequence[float] | None) -> None:
@@ -212,30 +224,35 @@ class CureObjective:
         check_batch(x)  # before BatchNorm's running statistics take anything in
         check_pair(x, y, model)
         check_generator(generator)
+        self.world.check(model)
         if self.combination.divides:
             parts = random_partition(x.shape[0], len(self.sets), generator)
             chosen = [k for k, part in enumerate(parts) if len(part)]  # a batch may be smaller than the number of sets
             inputs = {k: (x[parts[k].to(x.device)], y[parts[k].to(x.device)]) for k in chosen}
         else:
             inputs = {k: (x, y) for k, entry in enumerate(self.sets) if step % entry.every == 0}
-        scaled = {k: self.sets[k].perturbation.scaled(scale) for k in inputs}
-        variables = self._attack(model, inputs, scaled, generator)
+        asked = {
+            k: _Asked(self.sets[k].perturbation.scaled(scale).around(some), labels, self.world.share(len(some)))
+            for k, (some, labels) in inputs.items()
+        }
+        variables = self._attack(model, asked, generator)
         statistics = clean_statistics(bounded, model, x)
-        watched = self._watched(inputs) if self.regularizer > 0 and scale < 1 else None
+        watched = self._watched(asked) if self.regularizer > 0 and scale < 1 else None
         results: dict[int, SetLoss] = {}
         penalty = x.new_zeros(())
-        for k in inputs:
+        for k, one in asked.items():
             with normalising_by(statistics), relu_shrinking(bounded, self.relu_shrink):
-                some, labels = inputs[k]
-                batch = Batch(bounded, model, scaled[k].around(some), labels, variables[k])
-                results[k] = self.sets[k].kind.of(batch)
+                found = self.sets[k].kind.of(Batch(bounded, model, one.region, one.labels, variables[k]))
+                results[k] = SetLoss(*map(one.share.all, found))
             if k == watched:
-                penalty = warmup_regularizer(bounded, _input_width(bounded, model))
+                penalty = warmup_regularizer(bounded, _input_width(bounded, model), one.share)
         penalty = self.regularizer * (1 - scale) * penalty
         aligned = self._alignment(list(results.values()))
         loss = self.combination.combine([result.values for result in results.values()]) + self.alignment * aligned
         if self.natural > 0:
-            loss = (1 - self.natural) * loss + self.natural * clean_loss(model, x, y).values.mean()
+            share = self.world.share(len(x))
+            plain = share.all(clean_loss(model, share.of(x), share.of(y)).values)
+            loss = (1 - self.natural) * loss + self.natural * plain.mean()
         return Outcome(loss + penalty, self._figures(results, aligned, penalty))
 
     def restart(self, bounded: BoundedModule) -> None:
@@ -246,29 +263,32 @@ class CureObjective:
     def _attack(
         self,
         model: nn.Module,
-        inputs: dict[int, tuple[Tensor, Tensor]],
-        scaled: dict[int, PerturbationSet],
+        asked: dict[int, _Asked],
         generator: torch.Generator | None,
     ) -> dict[int, Tensor]:
         """An attack variable per set: where the attacks, made together, ended, or the start where none is needed."""
-        attacked = [k for k in inputs if self.sets[k].needs_attack()]
-        variables = {k: scaled[k].random_start(inputs[k][0], generator) for k in inputs if k not in attacked}
+        attacked = [k for k in asked if self.sets[k].needs_attack()]
+        order = [*(k for k in asked if k not in attacked), *attacked]
+        variables = {k: asked[k].share.of(asked[k].whole.random_start(generator)) for k in order}
         if attacked:
-            jobs = [(*inputs[k], scaled[k]) for k in attacked]
+            jobs = [(asked[k].region.x, asked[k].labels, asked[k].region.perturbation) for k in attacked]
             steps = [self.sets[k].attack_step or self.sets[k].perturbation.attack_step for k in attacked]
+            starts = [variables[k] for k in attacked]
             net = AttackNet(model, self.amp, self.channels_last)
-            found = pgd_variables(net, jobs, Pgd(self.attack_steps), generator, best=False, first_steps=steps)
+            search = Pgd(self.attack_steps)
+            found = pgd_variables(net, jobs, search, best=False, first_steps=steps, starts=starts)
             variables.update((k, variable) for k, (variable, _) in zip(attacked, found, strict=True))
-            if not all(all_finite(variables[k]) for k in attacked):
+            diverged = not all(all_finite(variables[k]) for k in attacked)
+            if self.world.any(diverged, jobs[0][0]):
                 raise SpecError(
                     "the net's logits or gradients are not finite: training has diverged; lower the learning rate "
                     "(learning_rate of a recipe) or grow the sets more slowly (ramp_epochs)"
                 )
         return variables
 
-    def _watched(self, inputs: dict[int, tuple[Tensor, Tensor]]) -> int | None:
+    def _watched(self, asked: dict[int, _Asked]) -> int | None:
         """The set whose bounds the warm-up regulariser looks at."""
-        bounding = [k for k in inputs if self.sets[k].kind.bounds]
+        bounding = [k for k in asked if self.sets[k].kind.bounds]
         return min(bounding, key=lambda k: (self.sets[k].perturbation.name != "linf", k), default=None)
 
     def _alignment(self, results: list[SetLoss]) -> Tensor:

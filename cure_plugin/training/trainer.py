@@ -24,12 +24,14 @@ from cure_plugin.json_files import write_lines
 from cure_plugin.nets import NetSpec, build_net
 from cure_plugin.progress import progress_bar
 from cure_plugin.training.augment import augmented
-from cure_plugin.training.epoch import natural_loss, run_epoch
+from cure_plugin.training.epoch import run_epoch
 from cure_plugin.training.evaluation import evaluate
+from cure_plugin.training.module import ObjectiveModule
 from cure_plugin.training.objective import Outcome
 from cure_plugin.training.projection import projected_epoch
 from cure_plugin.training.recipe import Recipe, recipe_from_mapping
 from cure_plugin.training.schedule import smooth_ramp
+from cure_plugin.training.world import World
 from cure_plugin.zoo import resolved
 
 
@@ -94,6 +96,9 @@ class Trainer:
         elif recipe.start:
             self.net.load_state_dict(self._start_weights(recipe.start))
         self.bounded = bounded_module(self.net, shape)
+        self.world = World.joined()
+        self.world.check(self.net)
+        self._losses = self.world.wrapped(ObjectiveModule(self.objective, self.bounded, self.net))
         if self.path is not None:
             make_folder(self.path.parent)
 
@@ -109,13 +114,13 @@ class Trainer:
         batches = len(self._cut(torch.arange(len(self.data))))
         steps = [batches * (2 if self.recipe.projects(epoch) else 1) for epoch in range(self.recipe.epochs)]
         done = sum(steps[: self.epochs_done])
-        with progress_bar(sum(steps), "batch", "train", progress, done) as bar:
+        with progress_bar(sum(steps), "batch", "train", progress and self.world.first, done) as bar:
             for epoch in range(self.epochs_done, self.recipe.epochs):
                 started = time.perf_counter()
                 figures = self._epoch(epoch, bar)
                 self._refuse_divergence(epoch, figures)
                 seconds = time.perf_counter() - started
-                if self.test is not None:
+                if self.test is not None and self.world.first:
                     sets = [entry.perturbation for entry in self.objective.sets]
                     shares = evaluate(self.bounded, self.net, self.test, sets, self.device)
                     figures.update((f"test.{name}", round(share, 6)) for name, share in shares.items())
@@ -155,7 +160,11 @@ class Trainer:
     def _natural(self, epoch: int, bar: tqdm, optimizer: torch.optim.Optimizer) -> dict[str, float]:
         batches = self._batches(epoch, bar, optimizer)
         recipe = self.recipe
-        figures = run_epoch(self.net, batches, natural_loss(self.net), optimizer, recipe.l1_penalty, recipe.clip)
+
+        def loss(x: Tensor, y: Tensor) -> Outcome:
+            return self._losses(x, y, None)
+
+        figures = run_epoch(self.net, batches, loss, optimizer, recipe.l1_penalty, recipe.clip)
         return {**figures, "learning_rate": self._rate(epoch)}
 
     def _certified(self, epoch: int, bar: tqdm) -> dict[str, float]:
@@ -169,7 +178,7 @@ class Trainer:
             step = next(steps)
             elapsed = epoch - recipe.natural_epochs + step / total
             scale = smooth_ramp(elapsed / recipe.ramp_epochs) if recipe.ramp_epochs else 1.0
-            outcome = self.objective(self.bounded, self.net, x, y, scale, generator, step)
+            outcome = self._losses(x, y, scale, generator, step)
             return replace(outcome, figures={**outcome.figures, "scale": scale})
 
         optimizer = self.certified_optimizer
@@ -206,7 +215,7 @@ class Trainer:
     # -- state ---------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        if self.path is None:
+        if self.path is None or not self.world.first:
             return
         # before the checkpoint: a run killed between the two does the epoch again, and writes the same
         write_lines(self.path.with_name("training.jsonl"), self.history)
