@@ -17,6 +17,7 @@ Installed = Callable[..., None]
 COMMANDS = (
     "train",
     "certify",
+    "merge",
     "compare",
     "export",
     "verify",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import auto_LiRPA
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 
 from cure_plugin.certification.certifier import Certifier
-from cure_plugin.certification.record import Record, append_results, start_results, whole_results
+from cure_plugin.certification.record import Record, append_results
 from cure_plugin.certification.related import decide_sets
+from cure_plugin.certification.shards import Parts, Ranks, Shard
 from cure_plugin.certification.verdict import Status
 from cure_plugin.datasets import ImageData
 from cure_plugin.errors import SpecError
@@ -38,9 +40,9 @@ def certify_dataset(
 
     Args:
         sets: specs, or their text.
-        path: JSON-lines file to append to; images already in it are not redone, and a resumed run leaves the
-            file that an undisturbed one does. Beside it, ``<path>.settings.json`` guards against mixing runs,
-            and ``<path>.seconds.jsonl`` holds the times.
+        path: JSON-lines file to append to; images already in it are not redone, nor those in parts of it that
+            :func:`certify_shard` left, and a resumed run leaves the file that an undisturbed one does. Beside it,
+            ``<path>.settings.json`` guards against mixing runs, and ``<path>.seconds.jsonl`` holds the times.
         seed: of the attacks.
         progress: show a bar on standard error, or lines where that is no terminal.
 
@@ -52,34 +54,95 @@ def certify_dataset(
         DataError: ``path`` holds results of another net, data or list of sets, or lines that are none.
         OutputError: ``path`` cannot be written.
     """
-    sets = read_specs(sets)
-    check_data(data, certifier)
-    path = None if path is None else Path(path)
-    names = set_names(sets)
-    settings = {
-        "net": fingerprint(certifier.net),
-        "images": data.digest(),
-        "sets": [repr(spec) for spec in sets],
-        "auto_LiRPA": auto_LiRPA.__version__,
-        "methods": [repr(method) for method in certifier.methods],
-        "batch_size": certifier.batch_size,
-        "memory": certifier.memory,
-        "seed": seed,
-    }
-    records = whole_results(path, settings) if path is not None else []
-    if len(records) < len(data):  # images are decided batch by batch
-        records = records[: len(records) // certifier.batch_size * certifier.batch_size]
-    if path is not None:
-        start_results(path, records, settings)
-    with progress_bar(len(data), "image", label, progress, len(records)) as bar:
-        for start in range(len(records), len(data), certifier.batch_size):
-            batch = _certify_batch(certifier, data, dict(zip(names, sets, strict=True)), start, seed, shown_on(bar))
-            records += batch
-            if path is not None:
-                append_results(path, batch)
-            bar.set_postfix_str("", refresh=False)
-            bar.update(len(batch))
+    run = _Run(certifier, data, sets, seed, label if progress else None)
+    if path is None:
+        return run.over(run.batches, {}, lambda batch: None)
+    parts = run.parts(Path(path))
+    known = parts.known()
+    written = parts.begin(known)
+    added = len(written)
+
+    def write(batch: list[Record]) -> None:
+        nonlocal added
+        if batch[0].index >= added:
+            append_results(parts.path, batch)
+
+    records = run.over(run.batches, known, write)
+    parts.clear()
     return records
+
+
+def certify_shard(
+    certifier: Certifier,
+    data: ImageData,
+    sets: Sequence[SetSpec | str],
+    path: str | Path,
+    shard: Shard | Ranks,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[Record] | None:
+    """What one of several processes does of :func:`certify_dataset`; the records are those of one process.
+
+    It goes on from whatever the parts of ``path`` hold, of however many processes.
+
+    Args:
+        shard: a fixed part, or the processes of ``torchrun``, which take the next batch each.
+
+    Returns:
+        All records, in order, in the one of torchrun's processes that put the parts together; None in others.
+
+    Raises:
+        SpecError, DataError, OutputError: as there.
+    """
+    run = _Run(certifier, data, sets, seed, "certify" if progress else None)
+    parts = run.parts(Path(path))
+    file = parts.begin_part(shard.name)
+    known = parts.known()
+    run.over((start for start in shard.take(run.batches) if start not in known), {}, partial(append_results, file))
+    return parts.merged() if shard.finish() else None
+
+
+class _Run:
+    """What is certified, and how; ``label``: of a bar, None for none."""
+
+    def __init__(
+        self, certifier: Certifier, data: ImageData, sets: Sequence[SetSpec | str], seed: int, label: str | None
+    ) -> None:
+        specs = read_specs(sets)
+        check_data(data, certifier)
+        self.certifier, self.data, self.seed, self.label = certifier, data, seed, label
+        self.sets = dict(zip(set_names(specs), specs, strict=True))
+        self.batches = range(0, len(data), certifier.batch_size)
+
+    def parts(self, path: Path) -> Parts:
+        """The results file, and what guards it."""
+        settings = {
+            "net": fingerprint(self.certifier.net),
+            "images": self.data.digest(),
+            "sets": [repr(spec) for spec in self.sets.values()],
+            "auto_LiRPA": auto_LiRPA.__version__,
+            "methods": [repr(method) for method in self.certifier.methods],
+            "batch_size": self.certifier.batch_size,
+            "memory": self.certifier.memory,
+            "seed": self.seed,
+        }
+        return Parts(path, settings, self.certifier.batch_size, len(self.data))
+
+    def over(
+        self, batches: Iterable[int], known: Mapping[int, Record], write: Callable[[list[Record]], object]
+    ) -> list[Record]:
+        """The records of batches, which go to ``write``; what is ``known`` is not decided again."""
+        size, records = self.certifier.batch_size, list[Record]()
+        with progress_bar(len(self.data), "image", self.label or "", self.label is not None, len(known)) as bar:
+            for start in batches:
+                batch = [known[index] for index in range(start, start + size) if index in known]
+                if not batch:
+                    batch = _certify_batch(self.certifier, self.data, self.sets, start, self.seed, shown_on(bar))
+                    bar.set_postfix_str("", refresh=False)
+                    bar.update(len(batch))
+                write(batch)
+                records += batch
+        return records
 
 
 def read_specs(sets: Sequence[SetSpec | str]) -> list[SetSpec]:

@@ -117,8 +117,11 @@ def read_results(path: str | Path) -> list[Record]:
     return records
 
 
-def whole_results(path: Path, settings: Mapping[str, Any]) -> list[Record]:
+def whole_results(path: Path, settings: Mapping[str, Any], part: bool = False) -> list[Record]:
     """The records, with their times, that a run of these settings may go on from; none where there is no file.
+
+    Args:
+        part: of some images only, in any order.
 
     Raises:
         DataError: results of other settings, or files that are damaged by more than a kill.
@@ -126,7 +129,7 @@ def whole_results(path: Path, settings: Mapping[str, Any]) -> list[Record]:
     if not resumable(path, beside(path, "settings.json"), settings, "other settings, net or data"):
         return []
     anew = f"delete {path} and run again"
-    results = read_lines(path, Record, anew, _follows, torn=True)
+    results = read_lines(path, Record, anew, _alike if part else _follows, torn=True)
     times = read_lines(beside(path, "seconds.jsonl"), Times, anew, partial(_times_of, results), torn=True)
     return [record.timed(entry) for record, entry in zip(results, times, strict=False)]
 
@@ -170,11 +173,17 @@ def _follows(record: Record, before: Sequence[Record]) -> None:
     """Images come in order, all with the same sets."""
     if record.index != len(before):
         raise ValueError(f"image {record.index} where image {len(before)} belongs")
+    _alike(record, before)
+
+
+def _alike(record: Record, before: Sequence[Record]) -> None:
+    """All have the same sets."""
     if before and (set(record.sets), set(record.groups)) != (set(before[0].sets), set(before[0].groups)):
         raise ValueError("other sets than on line 1")
 
 
 def _times_of(results: Sequence[Record], times: Times, before: Sequence[Times]) -> None:
-    """They come in the order of the images and are of the same sets."""
-    if times.index != len(before) or (results and set(times.seconds) != set(results[0].sets)):
-        raise ValueError(f"not the times of image {len(before)}")
+    """They come in the order of the results and are of the same sets; the last may be of a result that a kill took."""
+    wanted = results[len(before)].index if len(before) < len(results) else times.index
+    if times.index != wanted or (results and set(times.seconds) != set(results[0].sets)):
+        raise ValueError(f"not the times of image {wanted}")

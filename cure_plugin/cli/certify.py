@@ -11,8 +11,9 @@ from dataclasses import asdict
 from cure_plugin.certification import BranchAndBound, Certifier, certify_dataset, summarize
 from cure_plugin.certification.cascade import read_methods, timed
 from cure_plugin.certification.curves import certified_curves
-from cure_plugin.certification.dataset import set_names
+from cure_plugin.certification.dataset import certify_shard, set_names
 from cure_plugin.certification.record import Record
+from cure_plugin.certification.shards import Ranks, Shard
 from cure_plugin.cli.options import CURVE_FACTORS, load_model, read_set_options, settings_line
 from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import MissingDependencyError, SpecError
@@ -35,7 +36,9 @@ def certify(options: argparse.Namespace) -> None:
     methods = timed(read_methods(options.methods.split(",")), options.timeout)
     certifier = Certifier(net.double() if options.float64 else net, shape, methods)
     make_folder(options.out)
-    records = certify_dataset(certifier, data, specs, options.out / "results.jsonl", progress=True)
+    records = _records(options, certifier, data, specs)
+    if records is None:
+        return
     name = options.model.stem
     title, summaries = f"Certified robustness of {name}", {name: summarize(records)}
     settings = settings_line(options, specs, certifier)
@@ -54,6 +57,23 @@ def certify(options: argparse.Namespace) -> None:
     curves = {name: certified_curves(certifier, data, specs, CURVE_FACTORS, True)} if options.curves else {}
     write_report(path, Page(title, summaries, settings, {name: records}, CURVE_FACTORS, curves))
     print(f"report: {path}")
+
+
+def _records(
+    options: argparse.Namespace, certifier: Certifier, data: ImageData, specs: Sequence[SetSpec]
+) -> list[Record] | None:
+    """All records; None where this process did a part, and another, or another command, puts the parts together."""
+    path = options.out / "results.jsonl"
+    together = Ranks.started()
+    if together and options.shard:
+        raise SpecError(f"--shard {options.shard} is for processes that know nothing of each other; torchrun's do")
+    if not together and not options.shard:
+        return certify_dataset(certifier, data, specs, path, progress=True)
+    shard = Ranks() if together else Shard.read(options.shard)
+    records = certify_shard(certifier, data, specs, path, shard, progress=True)
+    if records is None and not together:
+        print(f"part {shard.name} is in {options.out}; when all are there: cure merge {options.out}")
+    return records
 
 
 def _write_proofs(

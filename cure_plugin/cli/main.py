@@ -1,4 +1,4 @@
-"""``cure train | certify | compare | export | verify | check | bench | report | sets | zoo | demo``: the arguments."""
+"""The arguments of ``cure`` and its commands, from ``train`` to ``demo``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from cure_plugin.cli.bench import bench_check, bench_pack
 from cure_plugin.cli.certify import certify
 from cure_plugin.cli.compare import compare
 from cure_plugin.cli.export import export
+from cure_plugin.cli.merge import merge
 from cure_plugin.cli.report import report
 from cure_plugin.cli.train import train
 from cure_plugin.cli.verify import check, verify
@@ -37,6 +38,7 @@ INTERRUPTED = 130
 _EXAMPLES = {
     "train": "demo_cure epochs=4 --out out/net",
     "certify": "out/net/checkpoint.pt linf=0.1 l2=0.5 'R(10)' --images 100 --out out/certified",
+    "merge": "out/part1 out/part2 --out out/certified",
     "compare": "out/a/results.jsonl out/b/results.jsonl --out out/compared",
     "export": "out/net/checkpoint.pt linf=8/255 --images 10 --out out/files",
     "verify": "out/files/instances.csv --verifier cure --out out/verified",
@@ -155,8 +157,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--float64", action="store_true", help="bound in double precision")
     command.add_argument("--curves", action="store_true", help="plot also 0 to 2 times each set's size; takes longer")
+    command.add_argument(
+        "--shard", metavar="NUMBER/COUNT", help="do one part of several, as 1/4; torchrun's processes need no number"
+    )
     _add_out(command, "folder for results.jsonl and .csv, summary.json and reports")
     command.set_defaults(run=certify)
+
+    command = _add(commands, "merge", "put the parts of cure certify --shard together")
+    command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="what --out of the parts was")
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="default: the first")
+    command.set_defaults(run=merge)
 
     command = _add(commands, "compare", "compare two results files of the same images and sets, by McNemar's test")
     command.add_argument("first", type=Path, metavar="A.jsonl", help="results.jsonl of cure certify")
