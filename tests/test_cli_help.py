@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cure_plugin.cli import main
+from cure_plugin.cli import doctor, main
 from cure_plugin.cli.main import _parser
 
 Installed = Callable[..., None]
@@ -28,6 +28,7 @@ COMMANDS = (
     "report",
     "sets",
     "zoo",
+    "doctor",
     "demo",
 )
 
@@ -99,3 +100,22 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+def test_versions_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert re.fullmatch(r"cure_plugin \S+, auto_LiRPA \S+, torch \S+\n", capsys.readouterr().out)
+
+
+def test_the_doctor_says_what_is_there_and_what_is_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    monkeypatch.setenv("CURE_DATA", str(tmp_path))
+    monkeypatch.setitem(doctor._OPTIONAL, "no-such-package", "nothing")
+    assert main(["doctor"]) == 0
+    lines = dict(re.findall(r"^(\S+(?: \S+)?) {2,}(.*)$", capsys.readouterr().out, re.MULTILINE))
+    assert lines["hooks"] == "in place" and lines["data mnist"] == "there" and "cifar-10" in lines["data cifar10"]
+    assert lines["no-such-package"] == "missing; for nothing" and lines["CURE_DATA"] == str(tmp_path)

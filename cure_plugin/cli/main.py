@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from cure_plugin import __version__
 from cure_plugin.certification import CASCADE, METHODS
 from cure_plugin.cli.bench import bench_check, bench_pack
 from cure_plugin.cli.certify import certify
 from cure_plugin.cli.compare import compare
+from cure_plugin.cli.doctor import doctor, versions
 from cure_plugin.cli.export import export
 from cure_plugin.cli.merge import merge
 from cure_plugin.cli.report import report
@@ -49,6 +49,7 @@ _EXAMPLES = {
     "report": "cure=out/a/checkpoint.pt linf=out/b/checkpoint.pt --out out/report",
     "sets": "",
     "zoo": "",
+    "doctor": "",
     "demo": "--out out/demo",
 }
 """Arguments that each command's help shows."""
@@ -116,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "3: done, and a contradiction or a faulty benchmark was found; 130: interrupted.",
         epilog="cure COMMAND --help shows an example of each",
     )
-    parser.add_argument("--version", action="version", version=f"cure_plugin {__version__}")
+    parser.add_argument("--version", action="version", version=versions())
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
 
     command = _add(
@@ -228,6 +229,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "zoo", "list the trained nets inside; zoo:NAME is one for every command")
     command.set_defaults(run=zoo)
+
+    command = _add(commands, "doctor", "print what a bug report needs: versions, hardware, settings, what is missing")
+    command.set_defaults(run=doctor)
 
     command = _add(commands, "demo", "the whole way on shipped data: train, certify, export, report")
     command.add_argument(
