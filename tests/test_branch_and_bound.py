@@ -305,7 +305,7 @@ def test_sparse_products_are_the_dense_ones(dtype: torch.dtype) -> None:
         assert torch.allclose(product.up(up[0]), up[0] @ matrix.T, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("kind", ["l2", "l1"])
 def test_tightened_boxes_hold(kind: str) -> None:
     """Of the last hidden layer, by splits of the layers before."""
     narrower = 0.0

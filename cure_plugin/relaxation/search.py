@@ -21,10 +21,11 @@ from cure_plugin.relaxation.trace import Trace
 
 _ROOT = Ascent(50)
 
-_SEPARATE, _COUPLED = (Ascent(6), 1), (Ascent(30), 2)
+_SEPARATE, _COUPLED = (Ascent(12, rate=0.03, splits=0.01), 1), (Ascent(30), 2)
 """How a node is bounded, and how many neurons by each of two scores are tried for its split, without and with balls.
 
-Without, more nodes are worth more than better ones; a ball's multipliers take longer, and its splits prune more.
+Children start from their parent's duals, so that small steps are enough; larger ones lose what it had found. A ball's
+multipliers take longer, and its splits prune more.
 """
 
 _LEAF = Ascent(400, decay=0.99, mean=True)

@@ -19,9 +19,9 @@ _CHUNK = 256
 
 
 def worthwhile(start: Root) -> bool:
-    """Whether :func:`tighten` is for it: nets of several layers, few unstable neurons in the last."""
+    """Whether :func:`tighten` is for it: nets of several layers with balls, few unstable neurons in the last."""
     layers = start.exact.layers
-    return len(layers) > 1 and 0 < layers[-1].unstable <= _MOST
+    return start.coupled and len(layers) > 1 and 0 < layers[-1].unstable <= _MOST
 
 
 def tighten(start: Root, limits: Limits) -> Root:
