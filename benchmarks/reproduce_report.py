@@ -11,6 +11,7 @@ from entries import Entry, read_entry
 from cure_plugin.report.plots import load_pyplot
 
 ABLATIONS = (
+    "universal",
     "scratch_clean",
     "ba_only",
     "gp_only",
@@ -30,6 +31,7 @@ NAMES = {
     "random": "Random",
     "scratch": "CURE-Scratch",
     "finetune": "CURE-Finetune",
+    "union": "union (SABR and layer norms)",
     "scratch_clean": "CURE-Scratch, smaller l2 region",
     "ba_only": "Max + BA",
     "gp_only": "Max + GP",
@@ -40,6 +42,7 @@ NAMES = {
     "l2_single_box": "l2 only, box of the paper",
     "gp_annealing": "CURE-Scratch, GP while annealing too",
     "l2_larger": "l2 only, radius x 1.5",
+    "universal": "union with R(10) and 2 x 2 patches",
 }
 """Method -> what the tables call it."""
 

@@ -39,6 +39,7 @@ from cure_plugin.training.losses import SetLoss, cc_ibp_loss, mtl_ibp_loss, sabr
 from cure_plugin.training.objective import Outcome
 from cure_plugin.training.regularizer import _imbalance
 from cure_plugin.training.shrinking import relu_shrinking
+from cure_plugin.training.world import ALONE
 
 LABELS = torch.tensor([0, 2, 1])
 SCALE = 0.6
@@ -257,8 +258,9 @@ def test_what_is_not_finite_is_not_kept(when: str, tmp_path: Path, monkeypatch: 
 def test_imbalance_by_hand() -> None:
     """Centres 1, -4, -4, 0 of mean -7/4: active ones sum to 1, inactive ones to 8, deviations 7.6 and 10.1."""
     lower, upper = torch.tensor([0.5, -4.5, -4.5, -1.0]), torch.tensor([1.5, -3.5, -3.5, 1.0])
-    assert float(_imbalance(lower, upper)) == pytest.approx(0.5 - 1 / 8)
-    assert float(_imbalance(lower.abs(), upper.abs() + 9)) == 0  # none is inactive
+    whole = ALONE.share(4)
+    assert float(_imbalance(lower, upper, whole)) == pytest.approx(0.5 - 1 / 8)
+    assert float(_imbalance(lower.abs(), upper.abs() + 9, whole)) == 0  # none is inactive
 
 
 def test_logged_figures_are_told_apart() -> None:
