@@ -47,7 +47,11 @@ def put(run: str, options: argparse.Namespace) -> tuple[str, ZooNet]:
         save_checkpoint(path, spec, net.half())
         spec, rounded = load_net(path)
         ledger = f"zoo/{path.stem}"
-        test = test_split(options.data)(figures["recipe"]["data"])[1].first(figures["images"])
+        test = (
+            test_split(options.data)(figures["recipe"]["data"])[1]
+            .first(figures["images"])
+            .centre_crop(*spec.input_shape[1:])
+        )
         summary = certified(rounded, spec, test, figures["radii"], options.out / ledger / "results.jsonl", name)
         figures = {**figures, "weights": "half precision", "threads": torch.get_num_threads(), **asdict(summary)}
         record(ledger, f"python benchmarks/build_zoo.py {run}", int(seed or 0), figures)

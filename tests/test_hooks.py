@@ -205,3 +205,15 @@ def test_our_hooks_stand_foreign_wrappers(case: Case, place: str, images: Tensor
 
 def test_importing_the_package_installs_both() -> None:
     assert all(hooks.installed(case.owner, case.method) for case in CASES.values())
+
+
+def test_a_diagonal_convolution_that_learns_gets_all_its_gradients() -> None:
+    torch.manual_seed(0)
+    mixing = torch.nn.Conv2d(2, 2, 1)
+    mixing.weight.data = torch.eye(2)[:, :, None, None].clone()
+    net = torch.nn.Sequential(mixing, torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8, 2))
+    bounded = bounded_module(net, (2, 2, 2))
+    bounded.train()
+    x = BoundedTensor(torch.rand(1, 2, 2, 2), PerturbationLpBall(float("inf"), 0.1))
+    bounded.compute_bounds(x=(x,), method="IBP")[0].sum().backward()
+    assert mixing.weight.grad is not None and bool((mixing.weight.grad != 0).all())

@@ -71,7 +71,7 @@ def test_an_interrupted_run_ends_in_the_same_weights(recipe: Recipe, data: Image
 
         def killing(_: object, arguments: tuple[object, ...], kill_at: int = kill_at) -> None:
             nonlocal calls
-            calls += arguments[2] is not None  # a certified step
+            calls += len(arguments) > 2  # a certified step
             if calls == kill_at:
                 raise Killed
 

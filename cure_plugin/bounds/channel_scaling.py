@@ -41,7 +41,8 @@ def with_channel_scaling(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def interval_propagate(self: Any, *v: Any, **named: Any) -> Any:
         box = Interval.get_perturbation(v[0])[0] == math.inf
-        scaling = channel_scaling(self) if box and v[0][0].ndim == 4 else None
+        fixed = not v[1][0].requires_grad  # entries off the diagonal would get no gradient
+        scaling = channel_scaling(self) if box and fixed and v[0][0].ndim == 4 else None
         if scaling is None:
             return original(self, *v, **named)
         factor, shift = scaling

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +161,7 @@ class Trainer:
     def _natural(self, epoch: int, bar: tqdm, optimizer: torch.optim.Optimizer) -> dict[str, float]:
         batches = self._batches(epoch, bar, optimizer)
         recipe = self.recipe
-
-        def loss(x: Tensor, y: Tensor) -> Outcome:
-            return self._losses(x, y, None)
-
+        loss = partial(self._losses, scale=None)
         figures = run_epoch(self.net, batches, loss, optimizer, recipe.l1_penalty, recipe.clip)
         return {**figures, "learning_rate": self._rate(epoch)}
 
