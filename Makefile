@@ -8,7 +8,7 @@ LIRPA ?= auto_LiRPA==0.3
 # Of the tests, of one torch thread each (tests/conftest.py).
 WORKERS ?= -n auto --dist worksteal
 
-.PHONY: setup demo test test-slow mutations bench-sets bench-certify bench-third-party bench-training reproduce roots lint clean
+.PHONY: setup demo test test-slow docs mutations bench-sets bench-certify bench-third-party bench-training reproduce roots lint clean
 
 setup: $(READY)
 
@@ -27,6 +27,11 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow $(WORKERS)
+
+# The pages of docs/ as a site in out/docs; a warning is an error.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --requirement docs/requirements.txt
+	$(BIN)/python -m sphinx -W --keep-going -q docs out/docs
 
 # Faults put into the package one at a time, each of which a fast test must notice; ONLY=words of their names.
 mutations: $(READY)

@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     )
     from cure_plugin.training import (
         Adversarial,
+        Blended,
         CcIbp,
         CrownIbp,
         CureObjective,
         Ibp,
         Joint,
+        LipschitzMargin,
         Max,
         MtlIbp,
         RandomPartition,
@@ -58,6 +60,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adversarial",
+    "Blended",
     "CcIbp",
     "Certifier",
     "CrownIbp",
@@ -65,6 +68,7 @@ __all__ = [
     "Ibp",
     "ImageData",
     "Joint",
+    "LipschitzMargin",
     "Max",
     "MtlIbp",
     "NetSpec",
@@ -122,11 +126,13 @@ _NAMES = {
     ],
     "training": [
         "Adversarial",
+        "Blended",
         "CcIbp",
         "CrownIbp",
         "CureObjective",
         "Ibp",
         "Joint",
+        "LipschitzMargin",
         "Max",
         "MtlIbp",
         "RandomPartition",

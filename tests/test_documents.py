@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+import cure_plugin
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import ledger
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = ["README.md", "docs/training.md", "docs/usage.md"]
 
 
 def code(page: Path, language: str) -> list[str]:
@@ -33,17 +36,28 @@ def run_snippets(name: str, folder: Path, times: int) -> None:
     (folder / "script.py").write_text("\n".join(code(ROOT / name, "python")))
     for _ in range(times):
         run = subprocess.run([sys.executable, "script.py"], cwd=folder, capture_output=True, text=True, check=False)
-        assert (run.returncode, run.stderr) == (0, "") and re.search("proved|falsified|undecided", run.stdout)
+        assert (run.returncode, run.stderr) == (0, "") and re.search("proved|falsified|undecided|tensor", run.stdout)
     assert name != "README.md" or (folder / "files" / "instances.csv").exists()
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/usage.md"])
+def test_no_snippet_is_left_out() -> None:
+    """CONTRIBUTING's is a package's tests, which run as such below."""
+    assert {str(page.relative_to(ROOT)) for page in PAGES if code(page, "python")} == {*SCRIPTS, "CONTRIBUTING.md"}
+
+
+def test_every_public_name_and_every_example_has_its_place_in_the_docs() -> None:
+    reference, gallery = ((ROOT / "docs" / name).read_text() for name in ("api.md", "gallery.md"))
+    assert set(re.findall(r"auto(?:class|function):: (\w+)", reference)) == set(cure_plugin.__all__)
+    assert set(re.findall(r"examples/(\w+\.py)", gallery)) == {path.name for path in (ROOT / "examples").glob("*.py")}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_snippets_run_as_one_script(name: str, tmp_path: Path) -> None:
     run_snippets(name, tmp_path, 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["README.md", "docs/usage.md"])
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_snippets_run_again(name: str, tmp_path: Path) -> None:
     run_snippets(name, tmp_path, 2)
 
