@@ -195,7 +195,10 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.Ca
 def test_the_demo_ends_with_0(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """What it returns is a summary, no exit code."""
     monkeypatch.setattr(
-        sys.modules["cure_plugin.cli.main"], "run_demo", lambda folder, say: say(f"to {folder}") or {"images": 200}
+        sys.modules["cure_plugin.cli.main"],
+        "run_demo",
+        lambda folder, say, quick: say(f"to {folder}, {quick}") or {"images": 200},
     )
     assert main(["demo", "--out", "somewhere"]) == 0
-    assert capsys.readouterr().out == "to somewhere\n"
+    assert main(["demo", "--quick", "--out", "somewhere"]) == 0
+    assert capsys.readouterr().out == "to somewhere, False\nto somewhere, True\n"

@@ -237,6 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--out", type=Path, default=Path("out/demo"), metavar="FOLDER", help="an earlier run there is reused"
     )
+    command.add_argument("--quick", action="store_true", help="two epochs and 20 images: does everything run?")
     command.set_defaults(run=_demo)
     return parser
 
@@ -286,7 +287,7 @@ def _add_data(command: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    run_demo(options.out, print)
+    run_demo(options.out, print, options.quick)
 
 
 def _sets(options: argparse.Namespace) -> None:

@@ -56,6 +56,7 @@ class Page:
         factors, curves: method -> set -> certified share at each multiple of the sets' sizes; no curves if empty.
         examples: heading -> images.
         notes: paragraphs of plain text, e.g. what outside tools said.
+        lead: one sentence, before anything else.
     """
 
     title: str
@@ -66,6 +67,7 @@ class Page:
     curves: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     examples: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    lead: str = ""
 
     def as_html(self) -> str:
         """The whole page.
@@ -75,6 +77,7 @@ class Page:
         """
         parts = [
             f"<h1>{html.escape(self.title)}</h1>",
+            *([_paragraph(self.lead)] if self.lead else []),
             _paragraph(summary_caption(self.summaries)),
             summary_table(self.summaries).as_html(),
             "<h2>Which stage decided</h2>",
