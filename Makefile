@@ -58,13 +58,19 @@ bench-training: $(READY)
 	$(BIN)/python benchmarks/bench_generalization.py slice linf=slice/linf universal=slice/universal finetune=slice/universal_finetune --record
 	$(BIN)/python benchmarks/bench_generalization.py slice_unseen linf=slice/linf finetune=slice/universal_finetune --record
 
-# The methods of the small MNIST settings at equal radii and epochs, with ablations; resumes.
+# The methods of the small settings at equal radii, with ablations; resumes. DATA=folder with MNIST and CIFAR-10.
+REPRODUCE = $(BIN)/python benchmarks/reproduce.py $(if $(DATA),--data $(DATA))
 reproduce: $(READY)
-	$(BIN)/python benchmarks/reproduce.py small_mnist_small $(if $(DATA),--data $(DATA))
-	$(BIN)/python benchmarks/reproduce.py small_mnist_large $(if $(DATA),--data $(DATA))
-	$(BIN)/python benchmarks/reproduce.py small_mnist_small --methods scratch_clean $(if $(DATA),--data $(DATA))
-	$(BIN)/python benchmarks/reproduce.py small_mnist_small --seeds 0 $(if $(DATA),--data $(DATA)) \
+	$(REPRODUCE) small_mnist_small
+	$(REPRODUCE) small_mnist_large
+	$(REPRODUCE) small_mnist_small --methods scratch_clean union_finetune
+	$(REPRODUCE) small_mnist_large --methods union_finetune
+	$(REPRODUCE) small_mnist_small --seeds 0 \
 	  --methods ba_only gp_only gp_single plain_sum l2_attack_only l2_box l2_single_box gp_annealing l2_larger
+	$(REPRODUCE) small_cifar_small
+	$(REPRODUCE) small_cifar_small --methods l2_single_box union_finetune universal
+	$(REPRODUCE) small_cifar_large --seeds 0
+	$(REPRODUCE) small_tinyimagenet --methods linf scratch union --seeds 0
 
 # The three VNN-COMP benchmark roots: SEED=number; drawn, packed into out/roots, and looked at as the platform would.
 roots: $(READY)

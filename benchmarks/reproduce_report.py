@@ -32,6 +32,7 @@ NAMES = {
     "scratch": "CURE-Scratch",
     "finetune": "CURE-Finetune",
     "union": "union (SABR and layer norms)",
+    "union_finetune": "union, from a linf net",
     "scratch_clean": "CURE-Scratch, smaller l2 region",
     "ba_only": "Max + BA",
     "gp_only": "Max + GP",
