@@ -28,7 +28,7 @@ from cure_plugin.sets import set_spec
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "design.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("results", "design", "scaling")))
 """What holds generated tables."""
 
 UNION_SETTING = "small_mnist_small"
@@ -308,6 +308,22 @@ def third_party_figure() -> str:
     )
 
 
+def processes_table() -> str:
+    """Certification by one process and by two."""
+    entry = read_entry(RESULTS / "processes.json")
+    figures = entry.figures
+    lines = ["| processes | threads each | seconds | of them start | images a second |", "|---|---|---|---|---|"]
+    for row in figures["rows"]:
+        cells = (row["processes"], row["threads"], f"{row['seconds']:.0f}", f"{row['start']:.0f}", f"{row['rate']:.2f}")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines.append("")
+    lines.append(
+        f"{figures['images']} images, {', '.join(figures['sets'])}; two processes do {figures['ratio']:.2f} times the "
+        f"images of one. {entry.hardware.cpu}, commit {entry.commit}, `{entry.command}`"
+    )
+    return "\n".join(lines)
+
+
 def shown_origin(entry: Entry) -> str:
     """Where and how a result was measured."""
     threads = entry.figures["threads"]
@@ -340,6 +356,7 @@ TABLES = {
     "reproduce": reproduce_tables,
     "generalization": generalization_tables,
     "training-step": training_step_table,
+    "processes": processes_table,
 }
 
 
