@@ -229,7 +229,8 @@ def union_figure() -> str:
     epochs = f"{first['epochs']} epochs"
     for method, entries in methods.items():
         if entries[0].figures["epochs"] != first["epochs"]:
-            epochs += f", {reproduce_report.NAMES[method]} {entries[0].figures['epochs']} from a trained net"
+            start = " from a trained net" if "finetune" in method else ""
+            epochs += f", {reproduce_report.NAMES[method]} {entries[0].figures['epochs']}{start}"
     return (
         f"![Certified accuracy per norm and for the union, by training method](docs/images/{UNION_PLOT})\n"
         f"`{UNION_SETTING}`: a small convolutional net on MNIST ({epochs}); certified accuracy on the first "

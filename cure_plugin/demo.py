@@ -33,7 +33,7 @@ from cure_plugin.vnncomp.vnnlib import vnnlib_text
 RECIPES = {"union": "demo_union", "linf": "demo_linf"}
 """Method -> recipe, trained with the same data, net and epochs."""
 
-_QUICK = {"epochs": 2, "ramp_epochs": 1, "cooldown_epochs": 1}
+_QUICK = {"epochs": 2, "ramp_epochs": 1}
 """Changes to recipes where all that counts is that everything runs."""
 
 SETS = ("linf=0.1", "l2=0.5", "l1=1.0")
