@@ -218,7 +218,7 @@ def demo_output() -> str:
     figures = read_entry(RESULTS / "demo.json").figures
     table = text_table({name: read_record(json.dumps(one), Summary) for name, one in figures["methods"].items()})
     report = f"report: out/demo/report.html ({figures['seconds']:.0f} s)"
-    return "\n".join(["```", table, *figures["outside"], report, "```"])
+    return "\n".join(["```", table, *figures["outside"], figures["shown"], report, "```"])
 
 
 def union_figure() -> str:

@@ -95,11 +95,13 @@ def run_demo(folder: Path, say: Say, quick: bool = False, progress: bool = True)
         )
         for name, method in methods.items()
     }
+    shown = _shown(methods, images)
     summary = {
         "images": images,
         "sets": list(SETS),
         "methods": {name: asdict(method.summary) for name, method in methods.items()},
         "outside": notes,
+        "shown": shown,
         "reused": reused,
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -111,7 +113,7 @@ def run_demo(folder: Path, say: Say, quick: bool = False, progress: bool = True)
         Page(
             "cure_plugin demo: one net for linf, l2 and l1",
             {name: method.summary for name, method in methods.items()},
-            lead=_shown(methods, images),
+            lead=shown,
             records={name: method.records for name, method in methods.items()},
             factors=_FACTORS,
             curves=curves,
@@ -119,7 +121,7 @@ def run_demo(folder: Path, say: Say, quick: bool = False, progress: bool = True)
             notes=notes,
         ),
     )
-    say(_shown(methods, images))
+    say(shown)
     say(f"report: {folder / 'report.html'} ({summary['seconds']:.0f} s)")
     return summary
 
