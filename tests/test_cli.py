@@ -187,8 +187,11 @@ def test_finetuning_without_a_start_says_how(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_device_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "demo_linf", "--device", "cuda", "--out", str(tmp_path)]) == 2
+@pytest.mark.parametrize("command", [["train", "demo_linf"], ["certify", "net.pt", "linf=0.1"]], ids=" ".join)
+def test_a_device_that_is_not_there_is_refused(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--device", "cuda", "--out", str(tmp_path)]) == 2
     assert "device 'cuda' is not available here; use cpu" in capsys.readouterr().err
 
 

@@ -12,6 +12,7 @@ from test_elementwise import FRONTS, SHAPE, net_of, normalised
 from torch import nn
 
 from cure_plugin import PerturbationLpBall
+from cure_plugin.bounds.memory import default_memory
 from cure_plugin.bounds.module import bounded_module
 from cure_plugin.certification import METHODS, Certifier
 from cure_plugin.errors import MemoryWarning
@@ -62,6 +63,7 @@ from torch import nn
 from torch.nn import Conv2d as C, ReLU as R
 from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.bounds.margins import crown_bounds
+from cure_plugin.bounds.memory import default_memory
 from cure_plugin.bounds.module import bounded_module
 from cure_plugin.certification import METHODS, Certifier
 from cure_plugin.modes import frozen
@@ -140,3 +142,8 @@ def test_a_warning_says_what_a_single_image_may_take() -> None:
         certifier.lower_bound(x, y, ball, "CROWN")  # said once
         certifier.lower_bound(x, y, ball, "IBP")
         Certifier(net, (1, 8, 8)).lower_bound(x, y, ball, "CROWN")
+
+
+def test_bounds_on_a_gpu_may_take_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (40 * 2**30, 80 * 2**30))
+    assert default_memory(torch.device("cuda:0")) == 20 and default_memory(torch.device("cpu")) == 2

@@ -32,15 +32,28 @@ Job = tuple[Tensor, Tensor, PerturbationSet]
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Cross entropy per sample, (B,)."""
     check_labels(y, logits.shape[1], len(logits))
+    return _cross_entropy(logits, y)
+
+
+def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none")
 
 
 def worst_margin_loss(logits: Tensor, y: Tensor) -> Tensor:
     """max over j != y of z_j - z_y, (B,): positive exactly where the sample is misclassified."""
     check_labels(y, logits.shape[1], len(logits))
+    return worst_margins(logits, y)
+
+
+def worst_margins(logits: Tensor, y: Tensor) -> Tensor:
+    """:func:`worst_margin_loss` of labels that were checked: to read them, every time, would wait for the device."""
     true = logits.gather(1, y[:, None])
     others = logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
     return others.amax(1) - true.squeeze(1)
+
+
+_CHECKED: dict[Objective, Objective] = {cross_entropy: _cross_entropy, worst_margin_loss: worst_margins}
+"""Objectives that check labels, and what they do then."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +200,7 @@ def pgd_variables(
     for x, y, perturbation in jobs:
         check_set(perturbation)
         check_pair(x, y, model)
-    steps = search.steps
+    steps, objective = search.steps, search.objective
     decay_steps = {steps // 2, steps * 7 // 8}
     sizes = [len(x) for x, _, _ in jobs]
     labels = torch.cat([y for _, y, _ in jobs])
@@ -200,7 +213,8 @@ def pgd_variables(
         for index in range(steps + 1 if best else steps):
             variables = [variable.detach().requires_grad_(index < steps) for variable in variables]
             images = [region.decode(variable) for region, variable in zip(regions, variables, strict=True)]
-            values = search.objective(evaluated(model, images[0] if len(jobs) == 1 else torch.cat(images)), labels)
+            values = objective(evaluated(model, images[0] if len(jobs) == 1 else torch.cat(images)), labels)
+            objective = _CHECKED.get(objective, objective)  # the first step has looked at the labels
             kept = [
                 _better(old, (variable.detach(), value.detach())) if best else (variable, value.detach())
                 for old, variable, value in zip(kept, variables, values.split(sizes), strict=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cure_plugin.attacks.gradient import worst_margin_loss
+from cure_plugin.attacks.gradient import worst_margin_loss, worst_margins
 from cure_plugin.checks import check_count
 from cure_plugin.inputs import check_generator, check_pair, evaluated
 from cure_plugin.modes import evaluation_mode
 from cure_plugin.sets import PerturbationSet, Region
-from cure_plugin.sets.base import check_set
+from cure_plugin.sets.base import check_set, per_image
 
 _SHORTEST = 10
 """Steps below which no run is cut."""
@@ -102,7 +102,7 @@ class _Search:
         """What was found and stands when the whole batch is evaluated at once, and the points."""
         with torch.no_grad():  # a batch of another size rounds differently
             self.found &= worst_margin_loss(self.model(self.points), self.y) >= 0
-        self.points[~self.found] = self.x[~self.found]
+        self.points = torch.where(per_image(self.found, self.x), self.points, self.x)
         return self.found, self.points
 
     def ascend(self, index: Tensor, region: Region, run: _Run) -> None:
@@ -117,10 +117,11 @@ class _Search:
                 variable = variable.detach().requires_grad_(step < run.steps)
                 image = region.decode(variable)
                 logits = self.model(image)
-                value = worst_margin_loss(logits, y) if rival is None else _margin_of(logits, y, rival)
-            unbroken = self._note(index, image.detach(), logits.detach())
+                margin = worst_margins(logits, y)
+                value = margin if rival is None else _margin_of(logits, y, rival)
+            unbroken = self._note(index, image.detach(), margin.detach())
             if rival is None:
-                self._rank(index, logits.detach())
+                self._rank(index, logits.detach(), margin.detach())
             if step == run.steps or unbroken.numel() == 0:
                 break
             (gradient,) = torch.autograd.grad(value.sum(), variable)
@@ -132,20 +133,20 @@ class _Search:
                 rival = None if rival is None else rival[unbroken]
             variable = region.leap(variable, gradient, 1 - step / run.steps)
 
-    def _note(self, index: Tensor, image: Tensor, logits: Tensor) -> Tensor:
+    def _note(self, index: Tensor, image: Tensor, margin: Tensor) -> Tensor:
         """Keep what the samples ``index`` reached; returns the positions in ``index`` of those still unbroken."""
-        margin = worst_margin_loss(logits, self.y[index])
-        broken = margin >= 0
-        self.found[index[broken]] = True
-        self.points[index[broken]] = image[broken]
-        return (~broken).nonzero().squeeze(1)
+        unbroken = ~(margin >= 0)
+        left = unbroken.nonzero().squeeze(1)  # the only wait for the device of a step
+        if left.numel() < index.numel():
+            self.found[index] |= ~unbroken
+            self.points[index] = torch.where(per_image(unbroken, image), self.points[index], image)
+        return left
 
-    def _rank(self, index: Tensor, logits: Tensor) -> None:
+    def _rank(self, index: Tensor, logits: Tensor, margin: Tensor) -> None:
         """Keep the logits of the samples ``index`` that came closer than ever: later runs aim by them."""
-        margin = worst_margin_loss(logits, self.y[index])
         closer = margin > self.margin[index]
-        self.margin[index[closer]] = margin[closer]
-        self.logits[index[closer]] = logits[closer]
+        self.margin[index] = torch.where(closer, margin, self.margin[index])
+        self.logits[index] = torch.where(closer[:, None], logits, self.logits[index])
 
     def _rivals(self, index: Tensor, rank: int) -> Tensor:
         """The class of each sample whose logit is the ``rank``-th of the wrong ones, (len(index),)."""

@@ -48,6 +48,11 @@ class LayerBounds:
         boxes = {name: (low[index], high[index]) for name, (low, high) in self.boxes.items()}
         return LayerBounds(self.margins[index], boxes, self.hopeless[index], self.rounds[index])
 
+    def on(self, device: torch.device | str) -> LayerBounds:
+        """The same on another device."""
+        boxes = {name: (low.to(device), high.to(device)) for name, (low, high) in self.boxes.items()}
+        return LayerBounds(self.margins.to(device), boxes, self.hopeless.to(device), self.rounds.to(device))
+
     def replace(self, index: Tensor, better: LayerBounds) -> None:
         """Put ``better`` in the place of the samples ``index``."""
         self.margins[index], self.hopeless[index] = better.margins, better.hopeless
@@ -72,7 +77,8 @@ def margin_matrix(y: Tensor, classes: int) -> Tensor:
     """Specification C with rows z_y - z_j for j != y in class order, (B, classes - 1, classes)."""
     check_labels(y, classes)
     identity = torch.eye(classes, device=y.device)
-    others = (~identity.bool()).nonzero()[:, 1].view(classes, classes - 1)[y]
+    others = torch.arange(classes - 1, device=y.device).expand(len(y), -1)
+    others = others + (others >= y[:, None])
     return identity[y].unsqueeze(1) - identity[others]
 
 

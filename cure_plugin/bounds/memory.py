@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from auto_LiRPA import BoundedModule
 
 from cure_plugin.bounds.operators import is_elementwise, moves, optimisable
@@ -20,6 +21,11 @@ _ELEMENTWISE = ("BoundRelu", "BoundBatchNormalization", "BoundAdd", "BoundSub", 
 
 Window = tuple[int, int] | None
 """Height and width that one row of coefficients reaches in every channel; None: all of it."""
+
+
+def default_memory(device: torch.device) -> float:
+    """GiB that a bound computation on ``device`` may take: 2, and half of what is free on a GPU."""
+    return torch.cuda.mem_get_info(device)[0] / 2**31 if device.type == "cuda" else 2.0
 
 
 def crown_bytes(bounded: BoundedModule, itemsize: int) -> int:

@@ -230,7 +230,7 @@ def _convolution_norms(weight: Tensor, geometry: list[Pair], node: Any) -> Norms
 
 def _norms_of(node: Any) -> Norms | None:
     base = _normalised(node)
-    scale = torch.ones((), dtype=torch.float64)
+    scale: Tensor | None = None
     if base is not None:
         node, scale = base, _normalisation_scale(node)
     kind = type(node).__name__
@@ -238,7 +238,9 @@ def _norms_of(node: Any) -> Norms | None:
         weight = _constants(node)[0]
         if weight.ndim != 4:
             return None
-        weight = weight.detach().double() * scale.view(-1, 1, 1, 1)
+        weight = weight.detach().double()
+        if scale is not None:
+            weight = weight * scale.view(-1, 1, 1, 1)
         geometry = [pair(value) for value in (node.stride, node.padding, node.dilation)]
         # each group has channels of its own
         groups = [_convolution_norms(part, geometry, node) for part in weight.chunk(node.groups)]
@@ -253,7 +255,8 @@ def _norms_of(node: Any) -> Norms | None:
         matrix = _linear_weight(node)
         if matrix is None:
             return None
-        matrix = matrix * scale.view(-1, 1)
+        if scale is not None:
+            matrix = matrix * scale.view(-1, 1)
         return matrix_norm(matrix), float(matrix.abs().sum(0).max()), float(matrix.norm(dim=0).max())
     if kind == "BoundBatchNormalization":
         largest = float(_normalisation_scale(node).max())

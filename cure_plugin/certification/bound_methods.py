@@ -151,7 +151,7 @@ class AlphaCrown(_Dividing):
         if known is None:
             return self._optimised(bounder, piece, None)
         lower = known.margins.amin(1).cpu()
-        some = (~known.hopeless).nonzero().flatten()
+        some = (~known.hopeless.cpu()).nonzero().flatten()
         if some.numel() == 0:
             return lower
         found = self._optimised(bounder, piece.select(some), known.select(some).boxes)

@@ -70,6 +70,7 @@ class Bounder:
         self._needed_bytes: dict[BoundMethod, int] = {}
         self._warned: set[BoundMethod] = set()
         self._wide: Bounder | None = None
+        self._here: Bounder | None = None
         self._fails_in_float64 = False
         self._affine: tuple[list[Tensor], AffineNet | None] | None = None
 
@@ -84,8 +85,19 @@ class Bounder:
         bounded.eval()  # else the net's parameters would get gradients
         return bounded
 
+    def on_cpu(self) -> Bounder:
+        """Itself, or the same for a copy of the net on the CPU with the net's weights of now."""
+        if like(self.net).device.type == "cpu":
+            return self
+        if self._here is None:
+            net = copy.deepcopy(self.net).cpu()
+            self._here = Bounder(net, self.input_shape, self.batch_size, self.memory, self.bounded)
+            self._here._warned = self._warned
+        self._here.net.load_state_dict(self.net.state_dict())
+        return self._here
+
     def affine(self) -> AffineNet | None:
-        """The net as affine maps between ReLUs, its weights those of now; None where it is something else."""
+        """The net as affine maps between ReLUs on the CPU, its weights those of now; None where it is none."""
         weights = [parameter.detach() for parameter in (*self.net.parameters(), *self.net.buffers())]
         known = self._affine
         if known is None or not all(torch.equal(*pair) for pair in zip(known[0], weights, strict=True)):
@@ -94,7 +106,8 @@ class Bounder:
 
     def _read_affine(self) -> AffineNet | None:
         """Of the net in float64, so that what it makes of constants alone is made there too."""
-        wide = self if like(self.net).dtype == torch.float64 else self._in_float64()
+        here = self.on_cpu()
+        wide = here if like(here.net).dtype == torch.float64 else here._in_float64()
         if wide is None:
             return None
         with torch.no_grad():  # constants of the weights of now

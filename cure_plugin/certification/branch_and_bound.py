@@ -72,16 +72,17 @@ class BranchAndBound(Method):
             nodes[index], depth[index] = found.nodes, found.depth
             if point is not None:
                 points[index], refuted[index] = point, True
-                margins[index] = float(-worst_margin_loss(work.bounder.net(point[None]), one.y))
+                margins[index] = float(-worst_margin_loss(work.bounder.net(points[index : index + 1]), one.y))
         return Found(margins, proved, refuted, points, pieces=nodes, depth=depth)
 
     @torch.no_grad()
     def search(self, one: Work, trace: Trace | None = None) -> tuple[Searched, Tensor | None]:
-        """(what the search finds of a single image, a counterexample (*input) if it met one).
+        """(what the search finds of a single image, a counterexample (*input) on the CPU if it met one).
 
         Args:
             trace: takes what a proof rests on.
         """
+        one = one.on_cpu()  # of an image's net little is left, of sparse matrices and rows that come and go
         bounder, affine = one.bounder, one.bounder.affine()
         started = time.monotonic()
         try:

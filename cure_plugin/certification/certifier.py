@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cure_plugin.attacks import worst_margin_loss
+from cure_plugin.bounds.memory import default_memory
 from cure_plugin.bounds.module import LOW_PRECISION
 from cure_plugin.certification.bounder import Bounder
 from cure_plugin.certification.cascade import CASCADE, read_methods, run
@@ -47,7 +48,8 @@ class Certifier:
             :data:`~cure_plugin.certification.method.METHODS`, which are tried in the cascade's order, with the attack.
         batch_size: images worked on together, at most; bound methods take fewer where memory asks for it.
         memory: GiB that one bound computation may take, by an estimate for nets all of whose neurons are
-            unstable. A single image may need more where something else than ReLUs bends (a :class:`MemoryWarning`).
+            unstable; default: 2, on a GPU half of what is free there now. A single image may need more where something
+            else than ReLUs bends (a :class:`MemoryWarning`).
         spelled_before: ``attack_steps``, ``restarts``, ``alpha_iterations`` and ``pieces``, as up to version 0.1;
             deprecated: they are options of the methods.
 
@@ -62,15 +64,16 @@ class Certifier:
         input_shape: tuple[int, ...],
         methods: Sequence[Method | str] = CASCADE,
         batch_size: int = 20,
-        memory: float = 2.0,
+        memory: float | None = None,
         **spelled_before: int,
     ) -> None:
         self.methods = _told(read_methods(methods), spelled_before)
         check_count("batch_size", batch_size, 1)
-        if not isinstance(memory, int | float) or not 0 < memory < math.inf:
-            raise SpecError(f"memory must be a finite number of GiB above 0, got {memory!r}")
         net = plain_net(net)
         check_weights(net)
+        memory = default_memory(like(net).device) if memory is None else memory
+        if not isinstance(memory, int | float) or not 0 < memory < math.inf:
+            raise SpecError(f"memory must be a finite number of GiB above 0, got {memory!r}")
         if like(net).dtype in LOW_PRECISION:
             net = copy.deepcopy(net).double()
         self.net = net.eval()

@@ -55,6 +55,14 @@ class Work(_Question):
     generator: torch.Generator | None = None
     watch: Watch = unwatched
 
+    def on_cpu(self) -> Work:
+        """The same on the CPU, without the generator."""
+        if self.x.device.type == "cpu":
+            return self
+        known = self.known.on("cpu") if self.known else None
+        bounder, region = self.bounder.on_cpu(), self.region.on("cpu")
+        return Work(bounder=bounder, region=region, y=self.y.cpu(), known=known, watch=self.watch)
+
 
 @dataclass(frozen=True)
 class Found:

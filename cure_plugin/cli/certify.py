@@ -14,7 +14,7 @@ from cure_plugin.certification.curves import certified_curves
 from cure_plugin.certification.dataset import certify_shard, set_names
 from cure_plugin.certification.record import Record
 from cure_plugin.certification.shards import Ranks, Shard
-from cure_plugin.cli.options import CURVE_FACTORS, load_model, read_set_options, settings_line
+from cure_plugin.cli.options import CURVE_FACTORS, check_device, load_model, read_set_options, settings_line
 from cure_plugin.datasets import ImageData, load_data
 from cure_plugin.errors import MissingDependencyError, SpecError
 from cure_plugin.files import make_folder, write_text
@@ -23,16 +23,19 @@ from cure_plugin.proofs import Question, write_proofs
 from cure_plugin.report import Page, image_table, summary_markdown, text_table, write_report
 from cure_plugin.report.plots import load_pyplot
 from cure_plugin.sets import SetSpec
+from cure_plugin.training.world import own_device
 
 
 def certify(options: argparse.Namespace) -> None:
     """Certify a net for a list of sets and write results and reports, the page only where matplotlib is there."""
+    check_device(options.device)
     specs = read_set_options(options.sets)
     data = load_data(options.on, False, options.data).first(options.images)
     named = NetSpec(options.net, data.shape, data.classes, options.batch_norm) if options.net else None
     net, shape = load_model(options.model, named)
     if tuple(shape) != data.shape:
         raise SpecError(f"{options.model} takes inputs of shape {tuple(shape)}, {options.on} has {data.shape}")
+    net = net.to(own_device(options.device))
     methods = timed(read_methods(options.methods.split(",")), options.timeout)
     certifier = Certifier(net.double() if options.float64 else net, shape, methods)
     make_folder(options.out)

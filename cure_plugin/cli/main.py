@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("recipe", help="a .yaml file, or the name of a recipe below, e.g. small_mnist_small/scratch")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys to change, values as in YAML")
     _add_out(command, "folder for checkpoint.pt and training.jsonl")
-    command.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to train")
+    _add_device(command)
     _add_data(command)
     command.set_defaults(run=train)
 
@@ -145,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--net", choices=list(NETS), help="the net whose state_dict MODEL is")
     command.add_argument("--batch-norm", action="store_true", help="that net has BatchNorm")
     _add_test_images(command, 200)
+    _add_device(command)
     command.add_argument(
         "--methods",
         default=",".join(method.name for method in CASCADE),
@@ -278,6 +279,10 @@ def _add_test_images(command: argparse.ArgumentParser, count: int) -> None:
         "--images", type=int, default=count, metavar="COUNT", help="how many test images, from the first"
     )
     _add_data(command)
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to compute")
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from cure_plugin.certification import Certifier
@@ -25,6 +26,16 @@ def read_set_options(texts: Sequence[str]) -> list[SetSpec]:
     return [
         spec for text in texts for spec in (read_sets(text) if text.endswith((".yaml", ".yml")) else [set_spec(text)])
     ]
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        SpecError: CUDA where there is none.
+    """
+    if device != "cpu" and not torch.cuda.is_available():
+        raise SpecError(f"device {device!r} is not available here; use cpu")
 
 
 def read_overrides(texts: Sequence[str]) -> dict[str, str]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-import torch
-
-from cure_plugin.cli.options import read_overrides
+from cure_plugin.cli.options import check_device, read_overrides
 from cure_plugin.datasets import load_data
-from cure_plugin.errors import SpecError
 from cure_plugin.training import Trainer, joined_processes, load_recipe
 
 _LOGGED_IMAGES = 500
@@ -21,8 +18,7 @@ def train(options: argparse.Namespace) -> None:
     Raises:
         SpecError: an override that is no key=value, a device that is not there, or a bad recipe.
     """
-    if options.device != "cpu" and not torch.cuda.is_available():
-        raise SpecError(f"device {options.device!r} is not available here; use cpu")
+    check_device(options.device)
     recipe = load_recipe(options.recipe, read_overrides(options.overrides))
     test = load_data(recipe.data, False, options.data)
     test = test.first(min(_LOGGED_IMAGES, len(test)))

@@ -7,6 +7,7 @@ the exact set.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from cure_plugin.checks import is_number
 from cure_plugin.errors import SpecError
-from cure_plugin.inputs import all_finite, check_float_batch
+from cure_plugin.inputs import check_float_batch
 from cure_plugin.sets.region import Region
 from cure_plugin.sets.rows import Rows, dot, rows_of_matrix, rows_of_patches
 
@@ -57,6 +58,9 @@ class PerturbationSet(PerturbationLpNorm, ABC):
 
     split_methods: tuple[str, ...] = ()
     """Bound methods worth trying on the pieces of :meth:`partition` and :meth:`split`; empty: no such pieces."""
+
+    _initial: Tensor | None = None
+    """Images that :meth:`init` has checked and is asking the box of."""
 
     def __init__(self) -> None:
         super().__init__(eps=0.0, norm=math.inf)
@@ -136,10 +140,12 @@ class PerturbationSet(PerturbationLpNorm, ABC):
             SpecError: ``x`` is no finite float batch, or outside the domain if the set has one; whatever else a set
                 has to say.
         """
-        check_batch(x)
+        if x is self._initial:
+            return
+        ends = check_batch(x)
         domain = getattr(self, "domain", None)
         if domain is not None:
-            check_domain(x, domain)
+            check_domain(x, domain, ends)
 
     def decode(self, x: Tensor, variable: Tensor) -> Tensor:
         """The image (B, *input) that an attack variable stands for; the variable itself unless overridden."""
@@ -185,6 +191,12 @@ class PerturbationSet(PerturbationLpNorm, ABC):
         """The set for the samples ``index`` (int64) of the batch ``x``; itself unless it differs per sample."""
         return self
 
+    def on(self, device: torch.device | str) -> Self:
+        """The set with what it holds of tensors on ``device``."""
+        other = copy.copy(self)
+        other.__dict__.update({key: _on(value, device) for key, value in self.__dict__.items()})
+        return other
+
     def contains(self, x: Tensor, point: Tensor, tolerance: float = 1e-6) -> Tensor:
         """Whether each ``point`` lies in the set around ``x``, up to ``tolerance`` per coordinate; (B,) bool."""
         return (self.project(x, point) - point).abs().flatten(1).amax(1) <= tolerance
@@ -223,7 +235,11 @@ class PerturbationSet(PerturbationLpNorm, ABC):
             SpecError: see :meth:`check`.
         """
         self.check(x)
-        self.x_L, self.x_U = self.box(x)
+        self._initial = x
+        try:
+            self.x_L, self.x_U = self.box(x)
+        finally:
+            self._initial = None
         if not forward:
             return LinearBound(None, None, None, None, self.x_L, self.x_U), x, aux
         identity = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
@@ -266,8 +282,11 @@ def _select_identity(bound: Tensor, identity: eyeC | Patches) -> Tensor:
     return bound[:, channel, across, down]
 
 
-def check_batch(x: Tensor) -> None:
+def check_batch(x: Tensor) -> tuple[float, float]:
     """Refuse what no set can start from.
+
+    Returns:
+        The smallest and the largest value.
 
     Raises:
         SpecError: not a float tensor with a batch axis, empty, or holding NaN or infinity.
@@ -275,8 +294,10 @@ def check_batch(x: Tensor) -> None:
     check_float_batch(x)
     if x.numel() == 0:
         raise SpecError(f"x is empty (shape {tuple(x.shape)}); give at least one image")
-    if not all_finite(x):
+    least, most = torch.stack(torch.aminmax(x.detach())).tolist()
+    if not (math.isfinite(least) and math.isfinite(most)):
         raise SpecError("x holds NaN or infinite values; clean the images before bounding them")
+    return least, most
 
 
 def check_set(perturbation: Any) -> None:
@@ -306,22 +327,23 @@ def open_interval(domain: tuple[float, float]) -> tuple[float, float]:
     return float(domain[0]), float(domain[1])
 
 
-def check_domain(x: Tensor, domain: Domain) -> None:
+def check_domain(x: Tensor, domain: Domain, ends: tuple[float, float]) -> None:
     """Refuse images outside the domain.
+
+    Args:
+        ends: the smallest and the largest value of ``x``.
 
     Raises:
         SpecError: a value further than :data:`DOMAIN_TOLERANCE` outside.
     """
-    check_float_batch(x)
     lowest, highest = domain
     if isinstance(lowest, Tensor) or isinstance(highest, Tensor):
         outside = bool((x < lowest - DOMAIN_TOLERANCE).any() or (x > highest + DOMAIN_TOLERANCE).any())
     else:
-        least, most = torch.stack(torch.aminmax(x.detach())).tolist()
-        outside = least < lowest - DOMAIN_TOLERANCE or most > highest + DOMAIN_TOLERANCE
+        outside = ends[0] < lowest - DOMAIN_TOLERANCE or ends[1] > highest + DOMAIN_TOLERANCE
     if outside:
         raise SpecError(
-            f"x has values in [{x.min().item():.4g}, {x.max().item():.4g}], outside domain {shown_domain(domain)}; "
+            f"x has values in [{ends[0]:.4g}, {ends[1]:.4g}], outside domain {shown_domain(domain)}; "
             "make normalisation a layer of the net, or pass the domain of the normalised input"
         )
 
@@ -332,3 +354,9 @@ def shown_domain(domain: Domain | None) -> str:
         return repr(domain)
     ends = (f"tensor{tuple(end.shape)}" if isinstance(end, Tensor) else str(end) for end in domain)
     return f"({', '.join(ends)})"
+
+
+def _on(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_on(one, device) for one in value)
+    return value.to(device) if isinstance(value, Tensor) else value

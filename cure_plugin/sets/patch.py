@@ -55,7 +55,7 @@ class PerturbationPatch(PerturbationSet):
         ends = None if block is None else as_numbers("block", block)
         if ends is not None and (ends.shape[-1:] != (4,) or bool((ends[..., ::2] > ends[..., 1::2]).any())):
             raise SpecError(f"block must be (r0, r1, c0, c1) with r0 <= r1 and c0 <= c1, got {block!r}")
-        self.height, self.width, self.block = int(height), int(width), ends
+        self.height, self.width, self.block = int(height), int(width), None if ends is None else ends.cpu()
         self.domain = open_interval(domain)
         self.name = f"patch{self.height}x{self.width}"
 
@@ -76,13 +76,14 @@ class PerturbationPatch(PerturbationSet):
             )
         last_row, last_column = x.shape[2] - self.height, x.shape[3] - self.width
         everywhere = torch.tensor([0, last_row, 0, last_column], device=x.device)
-        ends = everywhere if self.block is None else self.block.to(x.device)
-        ends = ends.expand(x.shape[0], 4)
+        if self.block is None:
+            return everywhere.expand(x.shape[0], 4)
+        ends = self.block.expand(x.shape[0], 4)
         if bool((ends < 0).any() or (ends[:, 1] > last_row).any() or (ends[:, 3] > last_column).any()):
             raise SpecError(
                 f"block {self.block} leaves the image: positions are 0 .. {last_row} and 0 .. {last_column}"
             )
-        return ends
+        return ends.to(x.device)
 
     def _reach(self, x: Tensor) -> Tensor:
         """Which pixels some square of the block covers, (B, 1, H, W) bool."""

@@ -91,5 +91,9 @@ class Region:
         """Of the images ``index`` (int64) alone."""
         return Region(self.perturbation.select(self.x, index), self.x[index])
 
+    def on(self, device: torch.device | str) -> Region:
+        """The same on another device."""
+        return Region(self.perturbation.on(device), self.x.to(device))
+
     def parts(self) -> tuple[Region, ...]:
         return tuple(Region(part, self.x) for part in self.perturbation.parts())

@@ -78,6 +78,12 @@ ALONE = World()
 """One process."""
 
 
+def own_device(device: str) -> str:
+    """Of ``cuda`` this process's GPU, where ``torchrun`` has started several."""
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if device == "cuda" and rank is not None else device
+
+
 @contextmanager
 def joined_processes(device: str) -> Iterator[str]:
     """Join the processes that ``torchrun`` has started, for a while; nothing to do in a process started otherwise.
@@ -94,7 +100,7 @@ def joined_processes(device: str) -> Iterator[str]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
-    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+    own = own_device(device)
     if device == "cuda":
         torch.cuda.set_device(own)
     try:

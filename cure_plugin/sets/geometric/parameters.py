@@ -55,16 +55,22 @@ def steps_of(names: Sequence[str]) -> list[Step]:
     return [Step(name, sum(widths[:position])) for position, name in enumerate(names)]
 
 
-def check_parameters(image: Tensor, names: Sequence[str], *parameters: Tensor) -> None:
-    """Refuse parameters that do not fit the image and the names, or make no transformation."""
+def check_shapes(image: Tensor, names: Sequence[str], *parameters: Tensor) -> None:
+    """Refuse parameters that do not fit the image and the names."""
     columns = parameter_names(names)
     if image.ndim != 4 or not image.is_floating_point():
         raise SpecError(f"image must be (B, C, H, W) and floating point, got {tuple(image.shape)} {image.dtype}")
     shape = (image.shape[0], len(columns))
-    scales = [index for index, column in enumerate(columns) if column == "Sc"]
     for value in parameters:
         if tuple(value.shape) != shape:
             raise SpecError(f"parameters of {' '.join(names)} must be {shape}, (B, D), got {tuple(value.shape)}")
+
+
+def check_parameters(image: Tensor, names: Sequence[str], *parameters: Tensor) -> None:
+    """Refuse parameters that do not fit the image and the names, or make no transformation."""
+    check_shapes(image, names, *parameters)
+    scales = [index for index, column in enumerate(parameter_names(names)) if column == "Sc"]
+    for value in parameters:
         if not bool(torch.isfinite(value).all()):
             raise SpecError(f"parameters of {' '.join(names)} must be finite")
         if bool((value[:, scales] < _LOWEST_SCALE).any()):

@@ -17,7 +17,7 @@ from cure_plugin.sets.base import PerturbationSet, open_interval
 from cure_plugin.sets.geometric.hull import interval_hull
 from cure_plugin.sets.geometric.parameters import parameter_names, parse_transformation
 from cure_plugin.sets.geometric.planes import linear_planes
-from cure_plugin.sets.geometric.transforms import transform
+from cure_plugin.sets.geometric.transforms import transformed
 from cure_plugin.sets.rows import Rows, dot
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class PerturbationGeometric(PerturbationSet):
     # -- points --------------------------------------------------------------------------------
 
     def decode(self, x: Tensor, variable: Tensor) -> Tensor:
-        return transform(x, self.names, variable)
+        return transformed(x, self.names, variable)
 
     def random_start(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Parameters (B, D), uniform in the box."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cure_plugin.sets.geometric.parameters import Step, check_parameters, steps_of
+from cure_plugin.sets.geometric.parameters import Step, check_parameters, check_shapes, steps_of
 
 
 def transform(image: Tensor, names: Sequence[str], parameters: Tensor) -> Tensor:
@@ -29,6 +29,12 @@ def transform(image: Tensor, names: Sequence[str], parameters: Tensor) -> Tensor
     tensor([[[[0.5000, 1.5000]]]])
     """
     check_parameters(image, names, parameters)
+    return transformed(image, names, parameters)
+
+
+def transformed(image: Tensor, names: Sequence[str], parameters: Tensor) -> Tensor:
+    """:func:`transform` by parameters that are known to make one: to read them would wait for the device."""
+    check_shapes(image, names, parameters)
     batch, channels, height, width = image.shape
     exact = parameters.to(dtype=torch.float64, device=image.device)
     x, y = pixel_coordinates(height, width, image.device)
