@@ -13,6 +13,7 @@ Beside them a step of the union recipes: SABR for linf, the layers' norms for l2
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Callable
@@ -21,10 +22,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from ledger import record_rows
+from torch.fx.experimental.optimization import fuse
 from torch.profiler import ProfilerActivity, profile
 
 from cure_plugin.bounds.module import bounded_module
-from cure_plugin.folding import AttackNet
 from cure_plugin.nets import NETS, NetSpec, build_net
 from cure_plugin.sets import set_spec
 from cure_plugin.training import CureObjective, LipschitzMargin, Sabr, TrainingSet
@@ -84,7 +85,8 @@ class Step:
 
 def floor(step: Step, sets: int, batch_norm: bool, budget: float) -> float:
     """Seconds of the passes that no implementation avoids."""
-    folded = AttackNet(step.net)
+    folded = fuse(copy.deepcopy(step.net).eval())
+    folded.requires_grad_(False)
 
     def attack(times: int) -> float:
         x, y = step.x.repeat(times, 1, 1, 1).requires_grad_(), step.y.repeat(times)

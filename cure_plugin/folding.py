@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from typing import TypeGuard
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from cure_plugin.inputs import like
 from cure_plugin.modes import evaluation_mode
+from cure_plugin.nets import Normalize
 
 
 class AttackNet(nn.Module):
@@ -22,16 +26,20 @@ class AttackNet(nn.Module):
     Args:
         model: left untouched, its mode too.
         amp: run convolutions and linear layers in bfloat16 (torch.autocast); logits come back as float.
-        channels_last: memory layout of images, which some devices prefer.
+        channels_last: memory layout of images, which some devices prefer; on a CPU it is chosen here.
     """
 
     def __init__(self, model: nn.Module, amp: bool = False, channels_last: bool = False) -> None:
         super().__init__()
         self.amp = amp
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
         with evaluation_mode(model), torch.no_grad():
-            if _is_chain(model):
-                self.net: nn.Module = nn.Sequential(*_folded(copy.deepcopy(list(_flattened(model)))))
+            chain = list(_flattened(model)) if _is_chain(model) else []
+            here = not amp and like(model).device.type == "cpu"
+            channels_last = channels_last or (here and _prefers_channels_last(chain))
+            self.format = torch.channels_last if channels_last else torch.contiguous_format
+            if chain:
+                layers = _folded(copy.deepcopy(chain))
+                self.net: nn.Module = nn.Sequential(*map(_quick, layers) if here else layers)
                 self.net.requires_grad_(False)
                 for parameter in self.net.parameters():
                     if parameter.ndim == 4:
@@ -44,6 +52,61 @@ class AttackNet(nn.Module):
             x = x.contiguous(memory_format=self.format)
         with evaluation_mode(self.net), torch.autocast(x.device.type, torch.bfloat16, enabled=self.amp):
             return self.net(x).to(x.dtype)
+
+
+_ORDINARY = (
+    Normalize,
+    nn.Conv2d,
+    nn.Linear,
+    nn.ReLU,
+    nn.Flatten,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.AvgPool2d,
+    nn.MaxPool2d,
+    nn.Dropout,
+    nn.Identity,
+)
+"""Layers that do not mind how images lie in memory."""
+
+
+class _OneChannel(nn.Module):
+    """A convolution of grey images whose weights are given: its gradient as a matrix product, several times faster."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _GreyConvolution.apply(x, self.layer)
+
+
+class _GreyConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Conv2d) -> Tensor:
+        ctx.layer, ctx.size = layer, x.shape[2:]
+        return layer(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        layer = ctx.layer
+        columns = layer.weight.flatten(1).t() @ gradient.flatten(2)
+        places = {"dilation": layer.dilation, "padding": layer.padding, "stride": layer.stride}
+        return F.fold(columns, ctx.size, layer.kernel_size, **places), None
+
+
+def _quick(layer: nn.Module) -> nn.Module:
+    """``layer``, or one that gives the same and passes gradients to its input faster on a CPU."""
+    if type(layer) is not nn.Conv2d or layer.in_channels > 1 or layer.padding_mode != "zeros":
+        return layer
+    return layer if isinstance(layer.padding, str) else _OneChannel(layer)
+
+
+def _prefers_channels_last(chain: Sequence[nn.Module]) -> bool:
+    """Whether a CPU's convolutions are faster so, by a fifth: those of colours, where no layer minds."""
+    first = next((layer for layer in chain if isinstance(layer, nn.Conv2d)), None)
+    return first is not None and first.in_channels > 1 and all(type(layer) in _ORDINARY for layer in chain)
 
 
 def _is_chain(model: nn.Module) -> TypeGuard[nn.Sequential]:

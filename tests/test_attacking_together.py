@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -102,6 +104,28 @@ def test_folding_is_exact_and_leaves_the_model_alone(
     assert formats == [p.is_contiguous() for p in model.parameters()]
     with torch.no_grad():
         assert torch.allclose(folded(x), model.eval()(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layer", [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": (2, 1)}], ids=str)
+def test_gradients_of_images_are_those_of_the_model(channels: int, layer: dict[str, Any]) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(channels, 4, 3, **layer), nn.ReLU(), nn.Conv2d(4, 2, 3, padding="same"), nn.ReLU(), nn.Flatten()
+    ).eval()
+    x = torch.rand(3, channels, 9, 8, requires_grad=True)
+    weights = torch.randn(net(x).shape)
+    expected, found = (torch.autograd.grad((one(x) * weights).sum(), x)[0] for one in (net, AttackNet(net)))
+    torch.testing.assert_close(found, expected)
+
+
+def test_layers_that_mind_how_images_lie_in_memory_get_them_as_they_were() -> None:
+    class Rows(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(len(x), -1)
+
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), Rows(), nn.Linear(32, 2)).eval()
+    x = torch.rand(2, 3, 6, 6)
+    torch.testing.assert_close(AttackNet(net)(x), net(x))
 
 
 def test_bfloat16_attacks_return_floats_near_the_truth(batch: tuple[Tensor, Tensor]) -> None:

@@ -175,7 +175,7 @@ def pgd_variables(
     first_steps: Sequence[float] | None = None,
     starts: Sequence[Tensor] | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
-    """:func:`pgd_variable` on several sets at once: every step is one forward and one backward pass for all of them.
+    """:func:`pgd_variable` on several sets at once: every step is one backward pass for all of them.
 
     Every step is projected onto the set around ``x`` itself, so none can drift away. Gradients are taken for the
     attack variables only. BatchNorm runs on its running statistics during the attack; the model's mode is restored.
@@ -213,7 +213,7 @@ def pgd_variables(
         for index in range(steps + 1 if best else steps):
             variables = [variable.detach().requires_grad_(index < steps) for variable in variables]
             images = [region.decode(variable) for region, variable in zip(regions, variables, strict=True)]
-            values = objective(evaluated(model, images[0] if len(jobs) == 1 else torch.cat(images)), labels)
+            values = objective(_logits(model, images), labels)
             objective = _CHECKED.get(objective, objective)  # the first step has looked at the labels
             kept = [
                 _better(old, (variable.detach(), value.detach())) if best else (variable, value.detach())
@@ -230,6 +230,14 @@ def pgd_variables(
     if best:
         return kept
     return [(variable, value) for variable, (_, value) in zip(variables, kept, strict=True)]
+
+
+def _logits(model: nn.Module, images: Sequence[Tensor]) -> Tensor:
+    """Of all images together; on a CPU, whose caches hold few, of each set's after the other, a seventh faster."""
+    if len(images) > 1 and images[0].device.type != "cpu":
+        images = [torch.cat(list(images))]
+    logits = [evaluated(model, some) for some in images]
+    return logits[0] if len(logits) == 1 else torch.cat(logits)
 
 
 def _better(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -126,7 +126,7 @@ class _Asked:
 class CureObjective:
     """CURE's loss as a callable for any training loop: ``objective(bounded, model, x, y).loss.backward()``.
 
-    All attacks are made together, one forward and one backward pass a step. Then the sets are bounded one after
+    All attacks are made together, one backward pass a step. Then the sets are bounded one after
     the other.
 
     Attributes:
