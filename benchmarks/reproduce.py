@@ -43,6 +43,9 @@ SETTINGS = {
 METHODS = ("linf", "l2", "joint", "max", "random", "scratch", "finetune", "union")
 """Of the table; a setting's recipe file may hold more, as ablations."""
 
+OPERATING_POINTS = ("scratch_clean", "union_clean", "union_robust", "union_finetune")
+"""Other recipes of the best methods, which are reported on as many images."""
+
 IMAGES = 1000
 """First test images that the ledger's runs are certified on."""
 
@@ -51,8 +54,8 @@ ABLATION_IMAGES = 500
 
 
 def images_of(setting: str, method: str) -> int:
-    """How many images a method is reported on: those of MNIST's table, and its second operating point, on all."""
-    whole = "mnist" in setting and method in (*METHODS, "scratch_clean")
+    """How many images a method is reported on: those of MNIST's tables on all."""
+    whole = "mnist" in setting and method in (*METHODS, *OPERATING_POINTS)
     return IMAGES if whole else ABLATION_IMAGES
 
 
