@@ -1,6 +1,7 @@
 """A CURE step beside its floor: the forward and backward passes that the algorithm cannot do without, in the same run.
 
 python benchmarks/bench_training.py [--nets cnn_small cnn7_narrow cnn7] [--batch 128] [--record]
+    [--sabr FOLDER] [--ctrain FOLDER]    # sources of other training code, to be timed beside
 
 Floor of n sets and k attack steps on a batch of B images, every pass on plain PyTorch without BatchNorm (folded away):
 k forward and backward passes, gradients for the input only, on n B images; per set one forward and backward pass on 2 B
@@ -16,12 +17,14 @@ import argparse
 import copy
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from ledger import record_rows
+from step_beside import ctrain_step, sabr_step
 from torch.fx.experimental.optimization import fuse
 from torch.profiler import ProfilerActivity, profile
 
@@ -103,8 +106,8 @@ def floor(step: Step, sets: int, batch_norm: bool, budget: float) -> float:
     return ATTACK_STEPS * attack_seconds + sets * region_seconds + (single if batch_norm else 0.0)
 
 
-def measure(net_name: str, batch: int, budget: float) -> dict[str, Any]:
-    """One net's row; the paper's nets have BatchNorm, cnn_small has none."""
+def measure(net_name: str, batch: int, budget: float, others: Mapping[str, Path]) -> dict[str, Any]:
+    """One net's row; the paper's nets have BatchNorm, cnn_small has none. ``others``: folders of other code."""
     batch_norm = net_name != "cnn_small"
     sets = [TrainingSet(set_spec(text).build(), Sabr(ratio)) for text, ratio in SETS]
     cure = CureObjective(sets, alignment=0.5, align_from="l2", attack_steps=ATTACK_STEPS)
@@ -124,6 +127,13 @@ def measure(net_name: str, batch: int, budget: float) -> dict[str, Any]:
         "step": min(time for _, time in pairs),
         "over_cure": min(b for _, b in pairs) / min(a for a, _ in pairs),
     }
+    for name, folder in others.items():
+        make, own = (sabr_step, single) if name == "sabr" else (ctrain_step, step)
+        net = copy.deepcopy(own.net)
+        other = make(folder, net, own.x, own.y, 0.1, SETS[0][1], ATTACK_STEPS)
+        pairs = [(seconds(own, budget), seconds(other, budget)) for _ in range(ROUNDS)]
+        ours, theirs = (min(times) for times in zip(*pairs, strict=True))
+        row[f"beside_{name}"] = {"step": theirs, "ours": ours, "ratio": ours / theirs}
     row["images_per_second"] = batch / row["cure"]["step"]
     row["memory_ratio"] = row["cure"]["peak_mib"] / row["sabr"]["peak_mib"]
     return row
@@ -134,11 +144,14 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", choices=list(NETS), default=["cnn_small", "cnn7_narrow", "cnn7"])
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--budget", type=float, default=1.0, help="seconds per measurement")
+    parser.add_argument("--sabr", type=Path, metavar="FOLDER", help="SABR's sources: its step beside ours for linf")
+    parser.add_argument("--ctrain", type=Path, metavar="FOLDER", help="CTRAIN's: two of its SABR losses beside CURE's")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/training-step.json")
     options = parser.parse_args()
+    others = {name: folder for name in ("sabr", "ctrain") if (folder := getattr(options, name)) is not None}
     rows = []
     for name in options.nets:
-        row = measure(name, options.batch, options.budget)
+        row = measure(name, options.batch, options.budget, others)
         rows.append(row)
         print(
             f"{name}: step {row['cure']['step']:.3f} s, {row['cure']['ratio']:.2f} x floor (SABR for linf alone "
@@ -147,6 +160,9 @@ def main() -> None:
             f"step {row['union']['step']:.3f} s, {row['union']['over_cure']:.2f} x CURE's",
             flush=True,
         )
+        for other in others:
+            beside = row[f"beside_{other}"]
+            print(f"{name}: {other} {beside['step']:.3f} s, ours {beside['ratio']:.2f} x", flush=True)
     if options.record:
         figures = {"threads": torch.get_num_threads(), "sets": SETS, "attack_steps": ATTACK_STEPS, "rows": rows}
         command = f"python benchmarks/bench_training.py --nets {' '.join(options.nets)} --batch {options.batch}"

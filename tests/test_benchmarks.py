@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from cure_plugin.certification import branch_and_bound
 from cure_plugin.certification.dataset import set_names
 from cure_plugin.checkpoint import load_checkpoint
 from cure_plugin.datasets import DATASETS, ImageData, load_data
-from cure_plugin.errors import CheckpointError, SpecError
+from cure_plugin.errors import CheckpointError, DataError, SpecError
 from cure_plugin.relaxation.search import Limits
 from cure_plugin.sets import set_spec
 from cure_plugin.training import load_recipe
@@ -30,6 +32,7 @@ import ledger
 import reproduce
 import reproduce_report
 import runs
+import step_beside
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +180,7 @@ def test_shares_are_shown_with_their_spread() -> None:
 
 @pytest.mark.parametrize("net", ["cnn_small", pytest.param("cnn7_narrow", marks=pytest.mark.slow)])
 def test_training_steps_are_measured_against_a_floor(net: str) -> None:
-    row = bench_training.measure(net, 2, 0.0)
+    row = bench_training.measure(net, 2, 0.0, {})
     for name in ("cure", "sabr"):
         assert row[name]["floor"] > 0 and row[name]["peak_mib"] > 0
     assert row["memory_ratio"] > 0
@@ -234,3 +237,10 @@ def test_tries_stay_out_of_the_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert figures["overrides"] == changes and not (tmp_path / "results").exists()
     checkpoint = load_checkpoint(tmp_path / "out" / "small_mnist_small" / "linf-0" / "checkpoint.pt")
     assert checkpoint["data"] == load_data("mnist-slice", True).first(36).digest()  # the last four of 40 are looked at
+
+
+def test_other_training_code_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    net, x, y = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+    for make, folder in ((step_beside.sabr_step, tmp_path / "none"), (step_beside.ctrain_step, tmp_path)):
+        with pytest.raises(DataError, match=r"is no folder|cannot import"):
+            make(folder, net, x, y, 0.1, 0.4, 8)
