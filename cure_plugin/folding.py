@@ -33,13 +33,13 @@ class AttackNet(nn.Module):
         super().__init__()
         self.amp = amp
         with evaluation_mode(model), torch.no_grad():
-            chain = list(_flattened(model)) if _is_chain(model) else []
+            layers = _folded(copy.deepcopy(list(_flattened(model)))) if _is_chain(model) else []
             here = not amp and like(model).device.type == "cpu"
-            channels_last = channels_last or (here and _prefers_channels_last(chain))
+            channels_last = channels_last or (here and _prefers_channels_last(layers))
             self.format = torch.channels_last if channels_last else torch.contiguous_format
-            if chain:
-                layers = _folded(copy.deepcopy(chain))
-                self.net: nn.Module = nn.Sequential(*map(_quick, layers) if here else layers)
+            if layers:
+                layers = [_quick(layer, self.format) for layer in layers] if here else layers
+                self.net: nn.Module = nn.Sequential(*layers)
                 self.net.requires_grad_(False)
                 for parameter in self.net.parameters():
                     if parameter.ndim == 4:
@@ -60,8 +60,6 @@ _ORDINARY = (
     nn.Linear,
     nn.ReLU,
     nn.Flatten,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
     nn.AvgPool2d,
     nn.MaxPool2d,
     nn.Dropout,
@@ -73,12 +71,12 @@ _ORDINARY = (
 class _OneChannel(nn.Module):
     """A convolution of grey images whose weights are given: its gradient as a matrix product, several times faster."""
 
-    def __init__(self, layer: nn.Conv2d) -> None:
+    def __init__(self, layer: nn.Conv2d, memory_format: torch.memory_format) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.format = layer, memory_format
 
     def forward(self, x: Tensor) -> Tensor:
-        return _GreyConvolution.apply(x, self.layer)
+        return _GreyConvolution.apply(x, self.layer).contiguous(memory_format=self.format)
 
 
 class _GreyConvolution(torch.autograd.Function):
@@ -91,22 +89,21 @@ class _GreyConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         layer = ctx.layer
-        columns = layer.weight.flatten(1).t() @ gradient.flatten(2)
+        columns = (gradient.permute(0, 2, 3, 1).flatten(1, 2) @ layer.weight.flatten(1)).transpose(1, 2)
         places = {"dilation": layer.dilation, "padding": layer.padding, "stride": layer.stride}
         return F.fold(columns, ctx.size, layer.kernel_size, **places), None
 
 
-def _quick(layer: nn.Module) -> nn.Module:
+def _quick(layer: nn.Module, memory_format: torch.memory_format) -> nn.Module:
     """``layer``, or one that gives the same and passes gradients to its input faster on a CPU."""
     if type(layer) is not nn.Conv2d or layer.in_channels > 1 or layer.padding_mode != "zeros":
         return layer
-    return layer if isinstance(layer.padding, str) else _OneChannel(layer)
+    return layer if isinstance(layer.padding, str) else _OneChannel(layer, memory_format)
 
 
 def _prefers_channels_last(chain: Sequence[nn.Module]) -> bool:
-    """Whether a CPU's convolutions are faster so, by a fifth: those of colours, where no layer minds."""
-    first = next((layer for layer in chain if isinstance(layer, nn.Conv2d)), None)
-    return first is not None and first.in_channels > 1 and all(type(layer) in _ORDINARY for layer in chain)
+    """Whether a CPU's convolutions are to lie so in memory: up to a fifth faster, where no layer minds."""
+    return any(isinstance(layer, nn.Conv2d) for layer in chain) and all(type(layer) in _ORDINARY for layer in chain)
 
 
 def _is_chain(model: nn.Module) -> TypeGuard[nn.Sequential]:
