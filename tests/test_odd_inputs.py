@@ -399,7 +399,7 @@ MADE_OF: dict[str, Callable[[Any], object]] = {
     "net": lambda wrong: Certifier(wrong, SHAPE),
     "shape": lambda wrong: Certifier(NET, wrong),
     "methods": lambda wrong: Certifier(NET, SHAPE, wrong if wrong != [] else None),  # type: ignore[arg-type]
-    "memory": lambda wrong: Certifier(NET, SHAPE, memory=wrong),
+    "memory": lambda wrong: Certifier(NET, SHAPE, memory=wrong if wrong is not None else 0),
     "pieces": lambda wrong: Certifier(NET, SHAPE, pieces=wrong),
     "wrapped": lambda wrong: bounded_module(wrong, SHAPE),
     "wrapped shape": lambda wrong: bounded_module(NET, wrong),
