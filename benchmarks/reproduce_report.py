@@ -8,6 +8,7 @@ from typing import Any
 
 from entries import Entry, read_entry
 
+from cure_plugin.errors import DataError
 from cure_plugin.report.plots import load_pyplot
 
 ABLATIONS = (
@@ -31,7 +32,9 @@ NAMES = {
     "random": "Random",
     "scratch": "CURE-Scratch",
     "finetune": "CURE-Finetune",
-    "union": "union (SABR and layer norms)",
+    "union": "union (intervals for linf, layer norms)",
+    "union_clean": "union, more of the natural loss",
+    "union_robust": "union, no natural loss",
     "union_finetune": "union, from a linf net",
     "scratch_clean": "CURE-Scratch, smaller l2 region",
     "ba_only": "Max + BA",
@@ -54,6 +57,9 @@ def runs(results: Path, setting: str) -> dict[str, list[Entry]]:
     for path in sorted((results / "reproduce").glob(f"{setting}-*.json")):
         entry = read_entry(path)
         entries.setdefault(entry.figures["method"], []).append(entry)
+    unknown = sorted(entries.keys() - NAMES.keys())
+    if unknown:
+        raise DataError(f"{setting} has runs of {', '.join(unknown)}, which the tables have no name for: add it to NAMES")
     return {method: entries[method] for method in NAMES if method in entries}
 
 
