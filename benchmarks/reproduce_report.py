@@ -59,7 +59,7 @@ def runs(results: Path, setting: str) -> dict[str, list[Entry]]:
         entries.setdefault(entry.figures["method"], []).append(entry)
     unknown = sorted(entries.keys() - NAMES.keys())
     if unknown:
-        raise DataError(f"{setting} has runs of {', '.join(unknown)}, which the tables have no name for: add it to NAMES")
+        raise DataError(f"{setting} has runs of {', '.join(unknown)}, which the tables have no name for; add it")
     return {method: entries[method] for method in NAMES if method in entries}
 
 
