@@ -129,7 +129,7 @@ class Splitting(Method):
             found, point = BranchAndBound(left).search(one)
             left -= time.monotonic() - started
             if point is not None:
-                point = piece.project(x, point[None])  # the box may be larger
+                point = piece.project(x, point[None].to(x))  # the box may be larger
                 point = point[0] if _margins(work, point, y) <= 0 else None
             return SplitResult(found.proved, found.nodes, found.margin, point, found.depth)
 
