@@ -168,9 +168,30 @@ MUTATIONS = (
     Mutation(
         "constants in the net's precision",
         "certification/bounder.py",
-        "wide = self if like(self.net).dtype == torch.float64 else self._in_float64()",
-        "wide = self",
+        "wide = here if like(here.net).dtype == torch.float64 else here._in_float64()",
+        "wide = here",
         ("branch_and_bound",),
+    ),
+    Mutation(
+        "branch and bound on the net's device",
+        "certification/branch_and_bound.py",
+        "one = one.on_cpu()",
+        "pass",
+        ("devices",),
+    ),
+    Mutation(
+        "norms of scales on the CPU",
+        "bounds/radii.py",
+        "if scale is not None:\n            weight = weight * scale.view(-1, 1, 1, 1)",
+        "weight = weight * (torch.ones(1) if scale is None else scale.cpu()).view(-1, 1, 1, 1)",
+        ("devices",),
+    ),
+    Mutation(
+        "gradients of grey images without the stride",
+        "folding.py",
+        '"stride": layer.stride',
+        '"stride": 1',
+        ("attacking_together",),
     ),
     Mutation(
         "parts put in the wrong places",
