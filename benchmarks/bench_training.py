@@ -49,6 +49,12 @@ def seconds(action: Callable[[], Any], budget: float) -> float:
     return min(times)
 
 
+def in_turn(*measured: Callable[[], float]) -> list[float]:
+    """The shortest of each over some rounds, in which all have their turn, as clocks drift."""
+    rounds = [[one() for one in measured] for _ in range(ROUNDS)]
+    return [min(times) for times in zip(*rounds, strict=True)]
+
+
 def peak_bytes(action: Callable[[], Any]) -> int:
     """Most tensor memory that ``action`` held at once, above what was held before."""
     action()
@@ -115,24 +121,18 @@ def measure(net_name: str, batch: int, budget: float, others: Mapping[str, Path]
     step, single = (Step(net_name, batch_norm, batch, objective) for objective in (cure, sabr))
     row: dict[str, Any] = {"net": net_name, "batch_norm": batch_norm, "batch": batch}
     for name, each, count in (("cure", step, len(sets)), ("sabr", single, 1)):
-        # in turn, and the best of each, as clocks drift
-        rounds = [(floor(each, count, batch_norm, budget), seconds(each, budget)) for _ in range(ROUNDS)]
-        needed, taken = (min(times) for times in zip(*rounds, strict=True))
+        needed, taken = in_turn(lambda: floor(each, count, batch_norm, budget), lambda: seconds(each, budget))  # noqa: B023
         peak = peak_bytes(each) + each.state_bytes()
         row[name] = {"step": taken, "floor": needed, "ratio": taken / needed, "peak_mib": peak / 2**20}
     union = CureObjective([sets[0], TrainingSet(sets[1].perturbation, LipschitzMargin())], attack_steps=ATTACK_STEPS)
     norms = Step(net_name, batch_norm, batch, union)
-    pairs = [(seconds(step, budget), seconds(norms, budget)) for _ in range(ROUNDS)]
-    row["union"] = {
-        "step": min(time for _, time in pairs),
-        "over_cure": min(b for _, b in pairs) / min(a for a, _ in pairs),
-    }
+    plain, taken = in_turn(lambda: seconds(step, budget), lambda: seconds(norms, budget))
+    row["union"] = {"step": taken, "over_cure": taken / plain}
     for name, folder in others.items():
         make, own = (sabr_step, single) if name == "sabr" else (ctrain_step, step)
         net = copy.deepcopy(own.net)
         other = make(folder, net, own.x, own.y, 0.1, SETS[0][1], ATTACK_STEPS)
-        pairs = [(seconds(own, budget), seconds(other, budget)) for _ in range(ROUNDS)]
-        ours, theirs = (min(times) for times in zip(*pairs, strict=True))
+        ours, theirs = in_turn(lambda: seconds(own, budget), lambda: seconds(other, budget))  # noqa: B023
         row[f"beside_{name}"] = {"step": theirs, "ours": ours, "ratio": ours / theirs}
     row["images_per_second"] = batch / row["cure"]["step"]
     row["memory_ratio"] = row["cure"]["peak_mib"] / row["sabr"]["peak_mib"]
@@ -166,6 +166,7 @@ def main() -> None:
     if options.record:
         figures = {"threads": torch.get_num_threads(), "sets": SETS, "attack_steps": ATTACK_STEPS, "rows": rows}
         command = f"python benchmarks/bench_training.py --nets {' '.join(options.nets)} --batch {options.batch}"
+        command += "".join(f" --{name} FOLDER" for name in others)
         record_rows("training-step", command, figures, ("net", "batch"))
 
 

@@ -22,7 +22,7 @@ from cure_plugin.certification import (
     Splitting,
 )
 from cure_plugin.certification.method import METHODS, BoundMethod
-from cure_plugin.sets import set_spec
+from cure_plugin.sets import PerturbationLpBall, PerturbationUnion, set_spec
 from cure_plugin.training import CureObjective, LipschitzMargin, Sabr, TrainingSet
 
 SHAPE = (1, 6, 6)
@@ -93,6 +93,12 @@ def test_bounds_are_those_of_the_cpu(method: str) -> None:
     expected = Certifier(net, SHAPE).lower_bound(x, y, ball, method)
     found = Certifier(copy.deepcopy(net).to(DEVICE), SHAPE).lower_bound(x.to(DEVICE), y.to(DEVICE), ball, method)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_union_goes_to_a_device_with_its_members() -> None:
+    ball = PerturbationLpBall(2, torch.tensor([0.1, 0.2]))
+    (there,) = PerturbationUnion([ball]).on(DEVICE).members
+    assert there.eps.device == DEVICE and ball.eps.device == torch.device("cpu")
 
 
 def test_an_attack_waits_once_a_step(device: Pretending) -> None:

@@ -63,7 +63,6 @@ from torch import nn
 from torch.nn import Conv2d as C, ReLU as R
 from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.bounds.margins import crown_bounds
-from cure_plugin.bounds.memory import default_memory
 from cure_plugin.bounds.module import bounded_module
 from cure_plugin.certification import METHODS, Certifier
 from cure_plugin.modes import frozen

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cure_plugin.bounds.coupled import CoupledBounds
 from cure_plugin.bounds.faithful import check_outputs
 from cure_plugin.bounds.margins import LayerBounds, NodeBox, crown_bounds
-from cure_plugin.bounds.memory import crown_bytes, crown_rows
+from cure_plugin.bounds.memory import crown_bytes, crown_rows, default_memory
 from cure_plugin.bounds.module import bounded_module, wrapped_again
 from cure_plugin.bounds.parts import crown_bounds_in_parts, only_relus_bend
 from cure_plugin.bounds.rounding import required_margins, widened
@@ -52,7 +52,7 @@ class Bounder:
         net: classifier in eval mode, float32 or float64; input_shape: without the batch axis.
         batch_size: images bounded at a time, at most; fewer where an estimate of the memory needed exceeds
             ``memory`` GiB.
-        bounded: a wrapper of the same net in another dtype that was checked; default: a new one.
+        bounded: a wrapper of the same net, in another dtype or elsewhere, that was checked; default: a new one.
     """
 
     def __init__(
@@ -90,11 +90,16 @@ class Bounder:
         if like(self.net).device.type == "cpu":
             return self
         if self._here is None:
-            net = copy.deepcopy(self.net).cpu()
-            self._here = Bounder(net, self.input_shape, self.batch_size, self.memory, self.bounded)
-            self._here._warned = self._warned
+            memory = min(self.memory, default_memory(torch.device("cpu")))
+            self._here = self._twin(copy.deepcopy(self.net).cpu(), memory)
         self._here.net.load_state_dict(self.net.state_dict())
         return self._here
+
+    def _twin(self, net: nn.Module, memory: float) -> Bounder:
+        """The same for ``net``, a copy of this one's in another dtype or on another device."""
+        twin = Bounder(net, self.input_shape, self.batch_size, memory, self.bounded)
+        twin._warned = self._warned
+        return twin
 
     def affine(self) -> AffineNet | None:
         """The net as affine maps between ReLUs on the CPU, its weights those of now; None where it is none."""
@@ -224,13 +229,11 @@ class Bounder:
     def _in_float64(self) -> Bounder | None:
         """The same for a copy of the net in float64 with the net's weights of now; None where bounds fail there."""
         if self._wide is None and not self._fails_in_float64:
-            net = copy.deepcopy(self.net).double()
             try:
-                self._wide = Bounder(net, self.input_shape, self.batch_size, self.memory, self.bounded)
+                self._wide = self._twin(copy.deepcopy(self.net).double(), self.memory)
             except SpecError:
                 self._fails_in_float64 = True
                 return None
-            self._wide._warned = self._warned
         if self._wide is not None:
             self._wide.net.load_state_dict(self.net.state_dict())
         return self._wide

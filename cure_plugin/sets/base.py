@@ -192,7 +192,7 @@ class PerturbationSet(PerturbationLpNorm, ABC):
         return self
 
     def on(self, device: torch.device | str) -> Self:
-        """The set with what it holds of tensors on ``device``."""
+        """The set with what it holds of tensors, its members' too, on ``device``."""
         other = copy.copy(self)
         other.__dict__.update({key: _on(value, device) for key, value in self.__dict__.items()})
         return other
@@ -359,4 +359,6 @@ def shown_domain(domain: Domain | None) -> str:
 def _on(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, tuple):
         return tuple(_on(one, device) for one in value)
+    if isinstance(value, PerturbationSet):
+        return value.on(device)
     return value.to(device) if isinstance(value, Tensor) else value
