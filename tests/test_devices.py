@@ -74,7 +74,11 @@ def test_what_reads_values_is_counted(device: Pretending) -> None:
     assert sum(device.waits.values()) == 5
 
 
-@pytest.mark.parametrize("text", ["linf=0.1", "l2=0.4", "l1=1.0", "l1=1.5", "R(20)", "patch=1x1", "l0=1"])
+@pytest.mark.parametrize(
+    "text",
+    ["linf=0.1", "l2=0.4", "l1=1.5", "R(5)", "patch=1x1", "l0=1"]
+    + [pytest.param(text, marks=pytest.mark.slow) for text in ("l1=1.0", "R(20)")],
+)
 def test_verdicts_are_those_of_the_cpu(text: str) -> None:
     net = _net()
     x, y = _batch(net)
