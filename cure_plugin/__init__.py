@@ -56,7 +56,7 @@ if missing_package() is None:
     import_module("cure_plugin.bounds.hooks").install_all()
     import_module("cure_plugin.bounds.pad").install()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Adversarial",
