@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import auto_LiRPA
 import pytest
+import torch
+
+from cure_plugin.bounds.module import default_dtype
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -40,3 +44,23 @@ def test_matrix_mode_can_list_parameters() -> None:
         "print(len(list(BoundedModule(net, torch.zeros(1, 2)).parameters())))"
     )
     assert run_python(code).stdout.strip() == "2"
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Tanh(), torch.nn.Sigmoid()], ids=str)
+def test_nodes_of_a_class_share_their_tables(layer: torch.nn.Module) -> None:
+    """One for each precision."""
+    x = torch.zeros(1, 2)
+
+    def nodes(dtype: torch.dtype) -> list[Any]:
+        net = torch.nn.Sequential(torch.nn.Linear(2, 2), layer, torch.nn.Linear(2, 2), layer).to(dtype)
+        modules = auto_LiRPA.BoundedModule(net, x.to(dtype)).modules()
+        return [node for node in modules if type(node).__name__ == f"Bound{type(layer).__name__}"]
+
+    first, second = nodes(torch.float32)
+    assert first.d_lower is second.d_lower and first.d_upper is second.d_upper
+    kept = {name: getattr(first, name).clone() for name in ("d_lower", "d_upper")}
+    with default_dtype(torch.float64):
+        (precise, _) = nodes(torch.float64)
+    assert precise.d_lower.dtype == torch.float64 and first.d_lower.dtype == torch.float32
+    for name, table in kept.items():
+        assert torch.equal(getattr(nodes(torch.float32)[0], name), table)

@@ -52,6 +52,9 @@ _NEWTON_STARTS, _NEWTON_STEPS = 8, 15
 _SEARCH_POINTS = 257
 """Parameter vectors that :meth:`PerturbationGeometric.project` starts its search from."""
 
+_TOGETHER = 2**15
+"""Values that images transformed at a time have in that search, unless the batch has more; what a cache holds."""
+
 
 class PerturbationGeometric(PerturbationSet):
     """All transformed images whose parameters lie in a box (conventions: :mod:`cure_plugin.sets.geometric`).
@@ -194,40 +197,42 @@ class PerturbationGeometric(PerturbationSet):
 
     def project(self, x: Tensor, point: Tensor) -> Tensor:
         """The transformed image nearest to ``point`` that a search finds: a grid, then Gauss-Newton steps."""
-        starts = self._grid(*self._ranges(x.double()))
-        with torch.no_grad():
-            distances = torch.stack([(self.decode(x.double(), c) - point).square().flatten(1).sum(1) for c in starts])
-        order = distances.argsort(dim=0)[:_NEWTON_STARTS]
+        exact, point = x.double(), point.double()
+        starts = self._grid(*self._ranges(exact))
         everyone = torch.arange(len(x), device=x.device)
-        results = [self._descend(x.double(), point.double(), starts[chosen, everyone]) for chosen in order]
-        return self.decode(x.double(), self._nearest(x.double(), point.double(), torch.stack(results))).to(x.dtype)
+        with torch.no_grad():
+            order = self._distances(exact, point, starts).argsort(dim=0)[:_NEWTON_STARTS]
+            some = starts[order, everyone].split(max(1, _TOGETHER // x.numel()))
+            ends = torch.cat([self._descend(exact, point, part) for part in some])
+            return self.decode(exact, self._nearest(exact, point, ends)).to(x.dtype)
 
-    def _descend(self, x: Tensor, point: Tensor, best: Tensor) -> Tensor:
-        """Damped Gauss-Newton steps inside the box from the parameters ``best`` (B, D)."""
+    def _descend(self, x: Tensor, point: Tensor, starts: Tensor) -> Tensor:
+        """Damped Gauss-Newton steps inside the box from parameters (N, B, D) each."""
         lower, upper = self._ranges(x)
+        count = len(starts)
+        x, point = x.repeat(count, 1, 1, 1), point.repeat(count, 1, 1, 1)
+        lower, upper = lower.repeat(count, 1), upper.repeat(count, 1)
         width = (upper - lower).clamp(min=1e-12)
         shares = torch.tensor([0.0, 1.0, 0.5, 0.2, 0.04], dtype=x.dtype, device=x.device)
+        best = starts.flatten(0, 1)
         for _ in range(_NEWTON_STEPS):
             candidates = best + shares[:, None, None] * self._newton_step(x, point, best, width)
             moved = self._nearest(x, point, torch.minimum(torch.maximum(candidates, lower), upper))
             if torch.equal(moved, best):
                 break
             best = moved
-        return best
+        return best.view_as(starts)
 
     def _newton_step(self, x: Tensor, point: Tensor, variable: Tensor, width: Tensor) -> Tensor:
         """Least-squares step (B, D) towards ``point``, with derivatives by central differences."""
-        with torch.no_grad():
-            residual = (point - self.decode(x, variable)).flatten(1).unsqueeze(2)
-            columns = []
-            for d in range(variable.shape[1]):
-                shift = torch.zeros_like(variable)
-                shift[:, d] = 1e-6 * width[:, d]
-                difference = self.decode(x, variable + shift) - self.decode(x, variable - shift)
-                columns.append(difference.flatten(1) / 2e-6)
-            jacobian = torch.stack(columns, dim=2)
-            normal = jacobian.mT @ jacobian + 1e-12 * torch.eye(variable.shape[1], dtype=x.dtype, device=x.device)
-            return torch.linalg.solve(normal, jacobian.mT @ residual).squeeze(2) * width
+        shifts = 1e-6 * torch.diag_embed(width).transpose(0, 1)
+        ahead, behind, (here,) = self._images(x, torch.cat([variable + shifts, variable - shifts, variable[None]])).split(
+            [len(shifts), len(shifts), 1]
+        )
+        jacobian = ((ahead - behind) / 2e-6).flatten(2).movedim(0, 2)
+        residual = (point - here).flatten(1).unsqueeze(2)
+        normal = jacobian.mT @ jacobian + 1e-12 * torch.eye(variable.shape[1], dtype=x.dtype, device=x.device)
+        return torch.linalg.solve(normal, jacobian.mT @ residual).squeeze(2) * width
 
     def _grid(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Parameter vectors (N, B, D) that cover the box: a line for one parameter, else a Sobol sequence."""
@@ -239,10 +244,18 @@ class PerturbationGeometric(PerturbationSet):
 
     def _nearest(self, x: Tensor, point: Tensor, candidates: Tensor) -> Tensor:
         """Per sample, the candidate (N, B, D) whose image is nearest to ``point``; (B, D)."""
-        with torch.no_grad():
-            distances = [(self.decode(x, c) - point).square().flatten(1).sum(1) for c in candidates]
-        chosen = torch.stack(distances).argmin(0)
+        chosen = self._distances(x, point, candidates).argmin(0)
         return candidates[chosen, torch.arange(len(x), device=x.device)]
+
+    def _distances(self, x: Tensor, point: Tensor, candidates: Tensor) -> Tensor:
+        """Squared distances (N, B) between ``point`` and the candidates' (N, B, D) images."""
+        some = candidates.split(max(1, _TOGETHER // x.numel()))
+        return torch.cat([(self._images(x, part) - point).square().flatten(2).sum(2) for part in some])
+
+    def _images(self, x: Tensor, candidates: Tensor) -> Tensor:
+        """(N, B, C, H, W) at parameters (N, B, D)."""
+        images = self.decode(x.repeat(len(candidates), 1, 1, 1), candidates.flatten(0, 1))
+        return images.view(len(candidates), *x.shape)
 
     # -- smaller and larger sets ---------------------------------------------------------------
 
