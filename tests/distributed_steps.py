@@ -1,11 +1,12 @@
-"""A few steps and an epoch on as many processes as torchrun starts: the weights go to a file.
+"""A few steps and an epoch, in this process or on as many as torchrun starts: their weights go to a file each.
 
-Run by its test with the file and the names of objectives.
+Run by its test with the files' name and the names of objectives.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -76,17 +77,19 @@ def trained(objective: CureObjective, sizes: list[int], epoch: bool) -> Tensor:
     return weights(net)
 
 
+def all_trained(names: Sequence[str]) -> dict[str, Tensor]:
+    """The weights of each of the objectives after each kind of batches."""
+    return {
+        f"{name}/{kind}": trained(replace(CureObjective(**OBJECTIVES[name]), attack_steps=2), sizes, kind == "epoch")
+        for name in names
+        for kind, sizes in (("step", [8]), ("uneven", [7]), ("fewer", [2]), ("epoch", [8, 8, 5]))
+    }
+
+
 def main() -> None:
     torch.set_num_threads(1)
     with joined_processes("cpu"):
-        found = {
-            (name, kind): trained(replace(CureObjective(**options), attack_steps=2), sizes, kind == "epoch")
-            for name, options in OBJECTIVES.items()
-            if name in sys.argv[2:]
-            for kind, sizes in (("step", [8]), ("uneven", [7]), ("fewer", [2]), ("epoch", [8, 8, 5]))
-        }
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        torch.save({f"{name}/{kind}": value for (name, kind), value in found.items()}, f"{sys.argv[1]}.{rank}")
+        torch.save(all_trained(sys.argv[2:]), f"{sys.argv[1]}.{torch.distributed.get_rank()}")
 
 
 if __name__ == "__main__":

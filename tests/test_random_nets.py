@@ -56,7 +56,7 @@ def win(drawn: Drawn, steps: int) -> None:
     assert not broken, f"{broken}\n{drawn.script()}"
 
 
-@pytest.mark.parametrize("first", range(0, 60, _CHUNK))
+@pytest.mark.parametrize("first", range(0, 40, _CHUNK))
 def test_no_bound_is_broken(first: int) -> None:
     for drawn in nets(first, _CHUNK):
         attack(drawn, every=3)
@@ -68,7 +68,7 @@ def test_nets_that_branch_are_refused() -> None:
             bounded_module(branching(drawn).build(), drawn.shape)
 
 
-@pytest.mark.parametrize("first", range(0, 20, 5))
+@pytest.mark.parametrize("first", range(0, 15, 5))
 def test_nets_that_just_lose_are_not_proved(first: int) -> None:
     for drawn in nets(1000 + first, 5):
         lose(drawn, 1e-4 if drawn.seed % 4 < 2 else 1e-6)
