@@ -17,6 +17,9 @@ from torch import Tensor
 from cure_plugin.relaxation.inputs import InputSet
 from cure_plugin.relaxation.reduced import Layer
 
+_CORNERS = 64
+"""That are looked at first: most are moved by more than a share of the budget, and all share it."""
+
 
 def concave_part(a: Tensor, signs: Tensor | None) -> Tensor:
     """Negative coefficients (R, u), but of neurons that are split; ``signs`` of splits (R, u)."""
@@ -32,15 +35,16 @@ def smallest(layer: Layer, start: InputSet, concave: Tensor, first: Tensor) -> t
     """
     gains = layer.corners.down(concave) + layer.jump * torch.cat([first, -first], 1)
     caps = (torch.cat([start.high, -start.low]) / layer.jump).clamp(max=1)
-    order = gains.argsort(1)
+    least, order = gains.topk(min(_CORNERS, gains.shape[1]), largest=False)
+    if not bool(((caps[order].sum(1) >= 1) | (least[:, -1] >= 0)).all()):
+        least, order = gains.sort(1)  # the budget goes further than to a few corners
     most = caps[order]
-    taken = torch.minimum(most, (1 - (most.cumsum(1) - most)).clamp(min=0))
-    taken = taken * (gains.gather(1, order) < 0)
-    shares = torch.zeros_like(gains).scatter_(1, order, taken)
+    taken = torch.minimum(most, (1 - (most.cumsum(1) - most)).clamp(min=0)) * (least < 0)
     # any price of the budget gives a bound: that of the corner where it ends
     full = taken.sum(1, keepdim=True) >= 1 - 1e-6
-    price = torch.where(full, (-gains * (shares > 0)).masked_fill(shares <= 0, torch.inf).amin(1, keepdim=True), 0.0)
+    price = torch.where(full, (-least).masked_fill(taken <= 0, torch.inf).amin(1, keepdim=True), 0.0)
     terms = caps * (gains + price).clamp(max=0)
+    shares = torch.zeros_like(gains).scatter_(1, order, taken)
     return (terms.sum(1) - price.squeeze(1)), shares, price.squeeze(1) - terms.sum(1)
 
 

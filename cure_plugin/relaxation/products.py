@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -22,28 +23,38 @@ class Product:
 
     def __init__(self, matrix: Tensor) -> None:
         self._matrix = matrix
-        self._sparse: tuple[Tensor, Tensor] | None = None
-        if matrix.numel() > _SMALL and int(matrix.count_nonzero()) < _DENSE * matrix.numel() and _has_sparse():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch calls the layout a beta
-                self._sparse = matrix.T.to_sparse_csr(), matrix.to_sparse_csr()
+        small = matrix.numel() <= _SMALL
+        self._dense = small or int(matrix.count_nonzero()) >= _DENSE * matrix.numel() or not _has_sparse()
+
+    @cached_property
+    def _down(self) -> Tensor:
+        return _sparse(self._matrix.T)
+
+    @cached_property
+    def _up(self) -> Tensor:
+        return _sparse(self._matrix)
 
     def down(self, rows: Tensor) -> Tensor:
         """``rows`` (R, m) @ matrix, (R, n)."""
-        return rows @ self._matrix if self._sparse is None else (self._sparse[0] @ rows.T).T.contiguous()
+        return rows @ self._matrix if self._dense else (self._down @ rows.T).T.contiguous()
 
     def up(self, rows: Tensor) -> Tensor:
         """``rows`` (R, n) @ matrix.T, (R, m); or a single one (n,)."""
-        if self._sparse is None or rows.ndim == 1:
+        if self._dense or rows.ndim == 1:
             return rows @ self._matrix.T
-        return (self._sparse[1] @ rows.T).T.contiguous()
+        return (self._up @ rows.T).T.contiguous()
 
 
+def _sparse(matrix: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls the layout a beta
+        return matrix.to_sparse_csr()
+
+
+@cache
 def _has_sparse() -> bool:
     """Whether this build of torch multiplies sparse matrices on the CPU."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return bool((torch.eye(2).to_sparse_csr() @ torch.ones(2, 1) == 1).all())
+        return bool((_sparse(torch.eye(2)) @ torch.ones(2, 1) == 1).all())
     except RuntimeError:
         return False

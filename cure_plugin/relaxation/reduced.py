@@ -61,8 +61,18 @@ class Layer:
         """Products with the ``weights``."""
         return {j: Product(weight) for j, weight in self.weights.items()}
 
+    @cached_property
+    def _copies(self) -> dict[torch.dtype, Layer]:
+        """In other precisions; their sparse products take a second to make."""
+        return {}
+
     def to(self, dtype: torch.dtype) -> Layer:
         """The same in another precision; bounds are rounded outwards."""
+        if dtype not in self._copies:
+            self._copies[dtype] = self._copy(dtype)
+        return self._copies[dtype]
+
+    def _copy(self, dtype: torch.dtype) -> Layer:
         return Layer(
             self.kept,
             self.unstable,

@@ -226,9 +226,8 @@ class PerturbationGeometric(PerturbationSet):
     def _newton_step(self, x: Tensor, point: Tensor, variable: Tensor, width: Tensor) -> Tensor:
         """Least-squares step (B, D) towards ``point``, with derivatives by central differences."""
         shifts = 1e-6 * torch.diag_embed(width).transpose(0, 1)
-        ahead, behind, (here,) = self._images(x, torch.cat([variable + shifts, variable - shifts, variable[None]])).split(
-            [len(shifts), len(shifts), 1]
-        )
+        images = self._images(x, torch.cat([variable + shifts, variable - shifts, variable[None]]))
+        ahead, behind, (here,) = images.split([len(shifts), len(shifts), 1])
         jacobian = ((ahead - behind) / 2e-6).flatten(2).movedim(0, 2)
         residual = (point - here).flatten(1).unsqueeze(2)
         normal = jacobian.mT @ jacobian + 1e-12 * torch.eye(variable.shape[1], dtype=x.dtype, device=x.device)
