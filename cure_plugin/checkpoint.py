@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cure_plugin.errors import CheckpointError
+from cure_plugin.errors import CheckpointError, first_line
 from cure_plugin.files import write_atomically
 from cure_plugin.nets import NetSpec, build_net
 from cure_plugin.zoo import resolved
@@ -38,7 +38,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     payload = _load(path)
     if not isinstance(payload, dict) or payload.get("format") != _FORMAT:
         raise CheckpointError(
-            f"{path} is no cure_plugin checkpoint of format {_FORMAT}; a plain state_dict needs the net's name"
+            f"{path} is no cure_plugin checkpoint of format {_FORMAT}; a plain state_dict needs the net's name (cure "
+            f"certify --net), a net of your own {_AS_ONNX}"
         )
     return payload
 
@@ -53,11 +54,16 @@ def _load(path: str | Path) -> Any:
                 raise ValueError(f"its part {damaged} is damaged")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile and torch raise almost anything on a file that is no checkpoint
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason, remedy = first_line(error), "train again or fetch it anew"
+        if isinstance(error, FileNotFoundError):
+            reason, remedy = "there is no such file", "check the path"
         if isinstance(error, pickle.UnpicklingError | KeyError):  # torch would advise to load it unsafely
             reason = "it is no file of tensors and plain values, and nothing else is loaded"
-        raise CheckpointError(f"cannot read checkpoint {path}: {reason}; train again or fetch it anew") from error
+            remedy = f"of a net of your own give {_AS_ONNX}, or fetch the file anew"
+        raise CheckpointError(f"cannot read checkpoint {path}: {reason}; {remedy}") from error
 
+
+_AS_ONNX = "its ONNX file (torch.onnx.export, or cure_plugin.export_onnx)"
 
 _NESTS = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
 """Where files keep the ``state_dict`` beside accuracy, epoch and optimiser."""

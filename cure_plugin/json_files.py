@@ -153,6 +153,11 @@ def resumable(path: Path, beside: Path, settings: Mapping[str, Any], others: str
         found = json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {beside}, the settings of {path}: {error}; delete both") from error
-    if found != json.loads(json.dumps(settings)):
-        raise DataError(f"{path} holds results of {others}; delete it or choose another output")
+    wanted = json.loads(json.dumps(settings))
+    if found != wanted:
+        keys = dict.fromkeys([*found, *wanted]) if isinstance(found, dict) else {}
+        differ = ", ".join(key for key in keys if found.get(key) != wanted.get(key))
+        raise DataError(
+            f"{path} holds results of {others} (what differs: {differ or 'all'}); delete it or choose another output"
+        )
     return True

@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 import yaml
-from conftest import small_net
+from conftest import ResidualNet, small_net
 from torch import Tensor
 
 from cure_plugin import PerturbationPatch, PerturbationSet, PerturbationUnion
@@ -29,7 +29,7 @@ from cure_plugin.vnncomp.property import Ball, Property
 from cure_plugin.vnncomp.query import Query
 from cure_plugin.vnncomp.vnnlib import vnnlib_text, write_vnnlib
 
-NETS = ("plain", "normalize", "batch-norm", "conv-batch-norm", "linear")
+NETS = ("plain", "normalize", "batch-norm", "conv-batch-norm", "linear", "residual")
 SETS = {
     "linf=0.1": ("box", "boxes"),
     "l2=0.5": ("box", "ball", "distance"),
@@ -62,8 +62,9 @@ def built(text: str) -> PerturbationSet:
 
 
 @functools.cache
-def exported(front: str) -> tuple[torch.nn.Sequential, onnx.ModelProto]:
-    net = small_net(front)
+def exported(front: str) -> tuple[torch.nn.Module, onnx.ModelProto]:
+    torch.manual_seed(0)
+    net = ResidualNet().eval() if front == "residual" else small_net(front)
     return net, onnx_model(net, (1, 8, 8))
 
 

@@ -53,7 +53,7 @@ _DEFAULT = Form()
 
 
 def export_instances(
-    net: nn.Sequential,
+    net: nn.Module,
     data: ImageData,
     sets: Sequence[SetSpec | str],
     folder: str | Path,

@@ -1,4 +1,4 @@
-"""One self-contained ONNX file per net, from {Conv, Relu, Flatten, Reshape, Gemm} only."""
+"""One self-contained ONNX file per net; of chains of layers from {Conv, Relu, Flatten, Reshape, Gemm} only."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from cure_plugin.errors import SpecError
+from cure_plugin.errors import SpecError, first_line
+from cure_plugin.export.onnx_traced import traced_model
 from cure_plugin.modes import evaluation_mode
 from cure_plugin.nets import Normalize, Reshape
 from cure_plugin.vnncomp.graphs import make_model, write_model
+
+_INPUTS = 3
+"""Random inputs compared, of pixels and of normally distributed values each."""
 
 _PARITY = 1e-4
 """By how much outputs may differ from PyTorch's, relative to the largest where that is above 1."""
 
 
-def export_onnx(net: nn.Sequential, input_shape: tuple[int, ...], path: str | Path) -> None:
+def export_onnx(net: nn.Module, input_shape: tuple[int, ...], path: str | Path) -> None:
     """Write ``net`` to ``path`` as :func:`onnx_model` makes it.
 
     Raises:
@@ -31,15 +35,33 @@ def export_onnx(net: nn.Sequential, input_shape: tuple[int, ...], path: str | Pa
     write_model(onnx_model(net, input_shape), path)
 
 
-def onnx_model(net: nn.Sequential, input_shape: tuple[int, ...]) -> onnx.ModelProto:
+def onnx_model(net: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelProto:
     """``net`` (as it is in eval mode) with input ``X`` (1, *input_shape) and output ``Y``.
 
-    BatchNorm is folded into the convolution or linear layer before it (a BatchNorm on the input becomes
-    a 1 x 1 convolution), all weights lie inside the model, and it passes ``onnx.checker``.
+    Of a chain of layers that are known here, BatchNorm is folded into the convolution or linear layer before it (a
+    BatchNorm on the input becomes a 1 x 1 convolution); any other net is as torch's exporter writes it. All weights lie
+    inside the model, it passes ``onnx.checker``, and it computes what the net does, on onnxruntime.
 
     Raises:
-        SpecError: a layer with no translation, weights that are not finite (the message names the layer), a net that
-            does not map ``input_shape`` to (1, classes), or one that does more than its layers' types say.
+        SpecError: weights that are not finite, a net that does not map ``input_shape`` to (1, classes), or whose
+            forward reads values, or one that neither we nor torch's exporter can write (the message names the layer).
+    """
+    x, outputs = _probed(net, input_shape)
+    try:
+        return _same(_chain(net, (1, *input_shape), outputs.shape[-1]), x, outputs)
+    except _OtherNetError:
+        return _same(traced_model(net, input_shape, outputs.shape[-1]), x, outputs)
+
+
+class _OtherNetError(SpecError):
+    """What is not a chain of layers that are known here."""
+
+
+def _chain(net: nn.Module, shape: tuple[int, ...], classes: int) -> onnx.ModelProto:
+    """A chain of layers as ONNX.
+
+    Raises:
+        _OtherNetError: it is none.
     """
     nodes: list[onnx.NodeProto] = []
     tensors: list[onnx.TensorProto] = []
@@ -55,42 +77,56 @@ def onnx_model(net: nn.Sequential, input_shape: tuple[int, ...]) -> onnx.ModelPr
         ]
         nodes.append(helper.make_node(kind, [current, *names], [output], name=f"{kind}_{number}", **attributes))
         current = output
-    x, outputs = _probed(net, input_shape)
-    model = make_model(nodes, tensors, (1, *input_shape), outputs.shape[1])
-    _compare(model, x, outputs)
+    return make_model(nodes, tensors, shape, classes)
+
+
+def _probed(net: nn.Module, input_shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """(some inputs, what the net makes of them one by one), float32."""
+    first = next(net.parameters(), torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    shape = (_INPUTS, 1, *input_shape)
+    x = torch.cat([torch.rand(shape, generator=generator), torch.randn(shape, generator=generator)])
+    try:
+        with evaluation_mode(net), torch.no_grad():
+            outputs = [net(one.to(first)).float().cpu() for one in x]
+    except Exception as error:  # whatever a net of somebody else raises
+        raise SpecError(f"the net does not take inputs of shape {input_shape}: {first_line(error)}") from error
+    if outputs[0].ndim != 2 or (isinstance(net, nn.Sequential) and len(net) == 0):
+        raise SpecError(
+            f"the net maps an input to shape {tuple(outputs[0].shape)}; it must end in (1, classes), e.g. Flatten, "
+            "Linear"
+        )
+    return x.numpy(), torch.stack(outputs).numpy()
+
+
+def _same(model: onnx.ModelProto, x: np.ndarray, outputs: np.ndarray) -> onnx.ModelProto:
+    """``model``, which computes ``outputs``.
+
+    Raises:
+        SpecError: ``outputs`` are not finite.
+        _OtherNetError: it does not: hooks and forwards of their own do not show in a layer's type.
+    """
+    if not np.isfinite(outputs).all():
+        raise SpecError("the net's outputs are not finite; look for NaN or infinity among its weights")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = np.stack([session.run(None, {"X": one})[0] for one in x])
+    difference = float(np.abs(found - outputs).max())
+    if not difference <= _PARITY * max(1.0, float(np.abs(outputs).max())):
+        raise _OtherNetError(
+            f"the exported net's outputs differ from PyTorch's by {difference:.2g}: its forward does not do the same at "
+            "every call, or runs in half precision; export plain float32 layers"
+        )
     return model
 
 
-def _probed(net: nn.Sequential, input_shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """(a random input, what the net makes of it), float32."""
-    first = next(net.parameters(), torch.zeros(()))
-    x = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
-    try:
-        with evaluation_mode(net), torch.no_grad():
-            outputs = net(x.to(first)).float().cpu()
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise SpecError(f"the net does not take inputs of shape {input_shape}: {reason}") from error
-    if len(net) == 0 or outputs.ndim != 2:
-        raise SpecError(
-            f"the net maps an input to shape {tuple(outputs.shape)}; it must end in (1, classes), e.g. Flatten, Linear"
-        )
-    return x.numpy(), outputs.numpy()
+def fold_batch_norm(net: nn.Module) -> list[nn.Module]:
+    """The layers of a chain with every BatchNorm merged into its predecessor, computed in float64.
 
-
-def _compare(model: onnx.ModelProto, x: np.ndarray, outputs: np.ndarray) -> None:
-    """Refuse a model that computes something else: hooks and forwards of their own do not show in a layer's type."""
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    difference = float(np.abs(session.run(None, {"X": x})[0] - outputs).max())
-    if not difference <= _PARITY * max(1.0, float(np.abs(outputs).max())):
-        raise SpecError(
-            f"the exported net's outputs differ from PyTorch's by {difference:.2g}: a layer does more than its type "
-            "says (a hook, a forward of its own), or runs in half precision; export plain float32 layers"
-        )
-
-
-def fold_batch_norm(net: nn.Sequential) -> list[nn.Module]:
-    """The layers of ``net`` with every BatchNorm merged into its predecessor, computed in float64."""
+    Raises:
+        _OtherNetError: ``net`` is no chain, or a BatchNorm follows another layer.
+    """
+    if not isinstance(net, nn.Sequential):
+        raise _OtherNetError(f"{type(net).__name__} is no nn.Sequential")
     layers: list[nn.Module] = []
     for layer in net:
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -101,7 +137,7 @@ def fold_batch_norm(net: nn.Sequential) -> list[nn.Module]:
             elif previous is None and isinstance(layer, nn.BatchNorm2d):
                 layers.append(_as_convolution(scale, shift))
             else:
-                raise SpecError(f"cannot fold {layer} after {previous}; put BatchNorm after a Conv2d or Linear")
+                raise _OtherNetError(f"cannot fold {layer} after {previous}; put BatchNorm after a Conv2d or Linear")
         elif not isinstance(layer, nn.Identity | nn.Dropout):
             layers.append(layer)
     return layers
@@ -160,7 +196,7 @@ def _translate(layer: nn.Module) -> tuple[str, dict[str, Any], dict[str, Tensor]
         return "Conv", {"kernel_shape": [1, 1]}, {"W": layer.weight, "B": layer.bias}
     if isinstance(layer, nn.Conv2d):
         if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-            raise SpecError(f"cannot export {layer}: padding must be numbers, filled with zeros")
+            raise _OtherNetError(f"cannot export {layer}: padding must be numbers, filled with zeros")
         attributes = {
             "kernel_shape": list(layer.kernel_size),
             "strides": list(layer.stride),
@@ -177,7 +213,7 @@ def _translate(layer: nn.Module) -> tuple[str, dict[str, Any], dict[str, Tensor]
         return "Flatten", {"axis": 1}, {}
     if isinstance(layer, Reshape):
         return "Reshape", {}, {"S": torch.tensor([-1, *layer.shape])}
-    raise SpecError(
+    raise _OtherNetError(
         f"cannot export layer {type(layer).__name__}; supported in nn.Sequential: Normalize, Conv2d, BatchNorm, "
         "Linear, ReLU, Flatten"
     )

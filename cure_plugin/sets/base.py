@@ -344,7 +344,7 @@ def check_domain(x: Tensor, domain: Domain, ends: tuple[float, float]) -> None:
     if outside:
         raise SpecError(
             f"x has values in [{ends[0]:.4g}, {ends[1]:.4g}], outside domain {shown_domain(domain)}; "
-            "make normalisation a layer of the net, or pass the domain of the normalised input"
+            "divide bytes by 255, make normalisation a layer of the net, or pass the domain of the normalised input"
         )
 
 

@@ -31,6 +31,8 @@ def read_model(path: str | Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"cannot read ONNX file {path}: there is no such file; check the path") from error
     except (OSError, DecodeError, onnx.checker.ValidationError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"cannot read ONNX file {path}: {reason}; export it again") from error

@@ -48,5 +48,7 @@ def unpacked(path: str | Path) -> bytes:
 
 
 def _fault(path: str | Path, error: Exception) -> CheckpointError:
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(f"cannot read ONNX file {path}: there is no such file; check the path")
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return CheckpointError(f"cannot read ONNX file {path}: {reason}; export it again")
