@@ -46,6 +46,10 @@ def test_train_certify_export_report(trained: Path, tmp_path: Path, capsys: pyte
     assert listed == [f"onnx/model.onnx,vnnlib/{name},300" for name in names]
     onnx = str(tmp_path / "e" / "onnx" / "model.onnx")
     assert main(["certify", onnx, "linf=1/255", "--images", "2", "--methods", "IBP", "--out", str(tmp_path / "o")]) == 0
+    assert main(["export", onnx, "linf=1/255", "--images", "1", "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "vnnlib" / names[0]).read_bytes() == (
+        tmp_path / "e" / "vnnlib" / names[0]
+    ).read_bytes()
     (tmp_path / "sets.yaml").write_text("[linf=1/255]")
     sets = str(tmp_path / "sets.yaml")
     assert main(["export", model, sets, "l2=0.1", "--gz", "--images", "1", "--out", str(tmp_path / "f")]) == 0
@@ -205,3 +209,21 @@ def test_the_demo_ends_with_0(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert main(["demo", "--out", "somewhere"]) == 0
     assert main(["demo", "--quick", "--out", "somewhere"]) == 0
     assert capsys.readouterr().out == "to somewhere, False\nto somewhere, True\n"
+
+
+def test_refusals_lead_on(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What newcomers did, and what they should have been told."""
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "weights.pt")
+    model, out = str(trained / "checkpoint.pt"), ["--images", "1", "--methods", "IBP", "--out", str(tmp_path / "out")]
+    assert main(["certify", model, "linf=1/255", *out]) == 0
+    for arguments, said in (
+        (["certify", str(tmp_path / "whole.pt"), "linf=0.1"], "give its ONNX file"),
+        (["certify", str(tmp_path / "weights.pt"), "linf=0.1"], "--net"),
+        (["certify", "nowhere.pt", "linf=0.1"], "there is no such file; check the path"),
+        (["certify", "nowhere.onnx", "linf=0.1"], "there is no such file; check the path"),
+        (["certify", "nowhere.onnx.gz", "linf=0.1"], "there is no such file; check the path"),
+        (["certify", model, "linf=2/255"], "what differs: sets"),
+    ):
+        assert main([*arguments, *out]) == 2
+        assert said in capsys.readouterr().err

@@ -242,8 +242,8 @@ OPERATORS: tuple[Operator, ...] = (
         "BoundDiv",
         "quotient by what depends on the input",
         REFUSED,
-        "0.3 bounds it wrongly where the numerator changes sign; leave a final Softmax out (margins are of logits), or use "
-        "auto_LiRPA 0.7.1",
+        "0.3 bounds it wrongly where the numerator changes sign; leave a final Softmax out (margins are of logits), or "
+        "use auto_LiRPA 0.7.1",
         _LISTED,
         _second_moves,
         ("0.3",),

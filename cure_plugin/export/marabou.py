@@ -155,8 +155,8 @@ def _import_marabou() -> Any:
             from maraboupy import Marabou, MarabouCore, MarabouUtils  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
-            "Marabou is not installed: pip install 'cure-plugin[verify]', with Python 3.10 or 3.11 (it has no wheels for "
-            "later ones)"
+            "Marabou is not installed: pip install 'cure-plugin[verify]', with Python 3.10 or 3.11 (it has no wheels "
+            "for later ones)"
         ) from error
     return maraboupy
 

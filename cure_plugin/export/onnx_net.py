@@ -113,8 +113,8 @@ def _same(model: onnx.ModelProto, x: np.ndarray, outputs: np.ndarray) -> onnx.Mo
     difference = float(np.abs(found - outputs).max())
     if not difference <= _PARITY * max(1.0, float(np.abs(outputs).max())):
         raise _OtherNetError(
-            f"the exported net's outputs differ from PyTorch's by {difference:.2g}: its forward does not do the same at "
-            "every call, or runs in half precision; export plain float32 layers"
+            f"the exported net's outputs differ from PyTorch's by {difference:.2g}: its forward does not do the same "
+            "at every call, or runs in half precision; export plain float32 layers"
         )
     return model
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx
 import torch
@@ -27,14 +30,21 @@ def traced_model(net: nn.Module, input_shape: tuple[int, ...], classes: int) -> 
     plain = copy.deepcopy(net).cpu().float()
     x = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
     check_reads_no_values(plain, x)
-    content = io.BytesIO()
     try:
-        with evaluation_mode(plain), torch.no_grad(), redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is deprecated, and of shapes that become constants
+        with TemporaryDirectory() as folder, evaluation_mode(plain), torch.no_grad(), _silence():
+            path = Path(folder) / "net.onnx"
             torch.onnx.export(
-                plain, (x,), content, dynamo=False, opset_version=OPSET, input_names=["X"], output_names=["Y"]
+                plain, (x,), path, dynamo=False, opset_version=OPSET, input_names=["X"], output_names=["Y"]
             )
-        graph = onnx.load_from_string(content.getvalue()).graph
+            graph = onnx.load(path).graph
         return make_model(graph.node, graph.initializer, (1, *input_shape), classes)
     except Exception as error:  # what torch and onnx raise there has no common class
         raise SpecError(f"cannot export {type(net).__name__}: torch.onnx fails ({first_line(error)})") from error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No word of what torch deprecates, and of shapes that become constants."""
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
