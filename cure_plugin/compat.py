@@ -34,12 +34,44 @@ INSTALL_HINTS = {
 """What sets, bounds and training need, and how to install it, in one line each."""
 
 
+def _exporter(module: str) -> Any:
+    """A module of torch's exporter of traced graphs; None before torch 2.9, which has it elsewhere."""
+    name = "torch.onnx._internal.torchscript_exporter"
+    return importlib.import_module(f"{name}.{module}") if find_spec(name) is not None else None
+
+
 def _set_opset_version(opset_version: int) -> None:
     """What torch < 2 called to fix the operator set of a traced graph."""
-    for name in ("torch.onnx._internal.torchscript_exporter._globals", "torch.onnx._globals"):
-        if find_spec(name) is not None:
-            importlib.import_module(name).GLOBALS.export_onnx_opset_version = opset_version
-            return
+    place = _exporter("_globals") or importlib.import_module("torch.onnx._globals")
+    place.GLOBALS.export_onnx_opset_version = opset_version
+
+
+_FIRST_SPELLINGS = 10
+"""Operator set up to which a fresh process knows how to spell torch's operators in a traced graph."""
+
+
+@contextmanager
+def first_spellings() -> Iterator[None]:
+    """While it lasts, traced graphs are spelled as in a process that has exported nothing.
+
+    torch loads the spellings of later operator sets with the first ``torch.onnx.export``; auto_LiRPA, which takes the
+    latest that it finds, then no longer reads padding, for instance.
+    """
+    registration = _exporter("registration")
+    if registration is None:
+        yield
+        return
+    group = registration._SymbolicFunctionGroup
+    original = group.get
+
+    def get(self: Any, opset: int) -> Any:
+        return original(self, min(opset, _FIRST_SPELLINGS)) or original(self, opset)
+
+    group.get = get
+    try:
+        yield
+    finally:
+        group.get = original
 
 
 def _node_getitem(node: Any, attribute: str) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import auto_LiRPA
 import pytest
 import torch
 
+from cure_plugin import bounded_module, export_onnx
 from cure_plugin.bounds.module import default_dtype
 
 
@@ -64,3 +66,12 @@ def test_nodes_of_a_class_share_their_tables(layer: torch.nn.Module) -> None:
     assert precise.d_lower.dtype == torch.float64 and first.d_lower.dtype == torch.float32
     for name, table in kept.items():
         assert torch.equal(getattr(nodes(torch.float32)[0], name), table)
+
+
+def test_nets_are_read_the_same_after_an_export(tmp_path: Path) -> None:
+    """torch's exporter spells padding in another way once it has been used, which auto_LiRPA does not read."""
+    layers = [torch.nn.ConstantPad2d((1, 0, 2, 1), 0.0), torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.Flatten()]
+    net = torch.nn.Sequential(*layers, torch.nn.Linear(30, 3)).eval()
+    export_onnx(torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Flatten()), (1, 4, 4), tmp_path / "net.onnx")
+    bounded = bounded_module(net, (1, 4, 4))
+    assert any(type(node).__name__ == "BoundPad" for node in bounded.modules())

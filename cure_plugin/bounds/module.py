@@ -23,6 +23,7 @@ from cure_plugin.bounds.s_shaped import mend_s_shaped
 from cure_plugin.bounds.self_check import violation
 from cure_plugin.bounds.spelling import spelled_out
 from cure_plugin.checks import check_shape
+from cure_plugin.compat import first_spellings
 from cure_plugin.errors import SpecError, first_line
 from cure_plugin.inputs import like, plain_net
 from cure_plugin.modes import evaluation_mode, frozen
@@ -211,7 +212,13 @@ def _traced(model: nn.Module, example: Tensor, options: dict[str, Any]) -> Bound
     said = _Said()
     before, log.propagate, handlers, log.handlers = log.propagate, False, log.handlers, [said]
     try:
-        with default_dtype(example.dtype), uncompiled(), spelled_out(model), redirect_stdout(io.StringIO()):
+        with (
+            default_dtype(example.dtype),
+            uncompiled(),
+            first_spellings(),
+            spelled_out(model),
+            redirect_stdout(io.StringIO()),
+        ):
             return BoundedModule(model, example, bound_opts=options, device=example.device)
     except Exception as error:  # auto_LiRPA's failures have no common class
         names = dict.fromkeys(type(part).__name__ for part in model.modules() if not [*part.children()])
