@@ -158,6 +158,7 @@ MUTATIONS = (
     _corners(
         "corners too near", "gains = layer.corners.down(concave) +", "gains = 0.5 * layer.corners.down(concave) +"
     ),
+    _corners("a budget for a few corners alone", "if not bool(((caps[order]", "if False and bool(((caps[order]"),
     _corners("shares too small", "/ layer.jump).clamp(max=1)", "/ layer.jump).clamp(max=0.5)"),
     _corners(
         "a corner's price for nothing",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cure_plugin.relaxation import corners
 from cure_plugin.relaxation.affine import AffineNet
 from cure_plugin.relaxation.corners import mean_outputs, moved, smallest
 from cure_plugin.relaxation.inputs import InputSet
@@ -31,10 +32,10 @@ def drawn(seed: int, eps: float) -> tuple[ReducedNet, Tensor, Tensor]:
 def points(start: InputSet) -> Tensor:
     """Corners as far as the domain lets them go, two pixels that share the radius, and what lies between."""
     steps = [start.eps * side * torch.eye(4).double() for side in (1, -1)]
-    corners = torch.cat(steps)
-    pairs = [share * a + (1 - share) * b for a, b in itertools.product(corners, corners) for share in (0.3, 0.5, 0.9)]
-    mixed = torch.distributions.Dirichlet(torch.full((8,), 0.3).double()).sample((500,)) @ corners
-    every = torch.cat([corners, torch.stack(pairs), mixed, torch.zeros(1, 4).double()])
+    ends = torch.cat(steps)
+    pairs = [share * a + (1 - share) * b for a, b in itertools.product(ends, ends) for share in (0.3, 0.5, 0.9)]
+    mixed = torch.distributions.Dirichlet(torch.full((8,), 0.3).double()).sample((500,)) @ ends
+    every = torch.cat([ends, torch.stack(pairs), mixed, torch.zeros(1, 4).double()])
     return torch.maximum(torch.minimum(every, start.high), start.low)
 
 
@@ -66,3 +67,16 @@ def test_some_bounds_are_exact() -> None:
         net, _, _ = drawn(seed, 0.05)
         exact += bool((net.start.high >= 0.05).all() and (net.start.low <= -0.05).all())
     assert exact >= 8
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.7, 1.5])
+def test_few_corners_are_as_good_as_all(eps: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the budget ends at those that are looked at first or not."""
+    for seed in range(5):
+        net, concave, first = drawn(seed, eps)
+        found = []
+        for count in (1, 2, 100):
+            monkeypatch.setattr(corners, "_CORNERS", count)
+            found.append(smallest(net.layers[0], net.start, concave, first))
+        for some in found[:2]:
+            assert all(torch.equal(a, b) for a, b in zip(some, found[2], strict=True))
