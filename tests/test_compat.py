@@ -11,8 +11,9 @@ import auto_LiRPA
 import pytest
 import torch
 
-from cure_plugin import bounded_module, export_onnx
+from cure_plugin import PerturbationLpBall, bounded_module, export_onnx
 from cure_plugin.bounds.module import default_dtype
+from cure_plugin.errors import SpecError
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -75,3 +76,32 @@ def test_nets_are_read_the_same_after_an_export(tmp_path: Path) -> None:
     export_onnx(torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Flatten()), (1, 4, 4), tmp_path / "net.onnx")
     bounded = bounded_module(net, (1, 4, 4))
     assert any(type(node).__name__ == "BoundPad" for node in bounded.modules())
+
+
+def test_powers_have_tables_of_their_own() -> None:
+    """0.7.1 makes them of the exponent: what is shared by their class are bounds that do not hold."""
+    x = torch.tensor([[-2.0], [0.3], [1.5]])
+    ball = PerturbationLpBall(float("inf"), torch.tensor([1.0, 1.0, 0.4]), domain=None)
+    for exponent in (3, 5, 7, 3, 9):
+        net = Power(exponent)
+        try:
+            bounded = bounded_module(net, (1,))
+        except SpecError:  # 0.3 knows of no such power
+            assert auto_LiRPA.__version__ == "0.3"
+            return
+        for method in ("IBP", "CROWN"):
+            lower, upper = bounded.compute_bounds(x=(auto_LiRPA.BoundedTensor(x, ball),), method=method)
+            for share in torch.linspace(-1, 1, 41):
+                value = net(x + share * ball.eps[:, None])
+                assert bool(((lower <= value + 1e-3) & (value <= upper + 1e-3)).all()), (exponent, method)
+
+
+class Power(torch.nn.Module):
+    def __init__(self, exponent: int) -> None:
+        super().__init__()
+        self.exponent, self.last = exponent, torch.nn.Linear(1, 2)
+        with torch.no_grad():
+            self.last.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(x**self.exponent)
