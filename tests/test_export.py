@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from conftest import ResidualNet, shifted_batch_norm, small_net
+from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
 from cure_plugin import PerturbationLpBall
@@ -76,6 +77,25 @@ def behind(*layers: nn.Module, wide: int = 64) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(wide, 3))
 
 
+class Clipped(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.clamp(-6, 6))
+
+
+def clipping(how: str) -> nn.Module:
+    """A ReLU that ends at 20, which small inputs do not show."""
+    layer = nn.ReLU()
+    if how == "hook":
+        layer.register_forward_hook(lambda layer, inputs, output: output.clamp(max=20))
+    else:
+        layer.forward = lambda x: x.clamp(0, 20)
+    return layer
+
+
+def linear(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), *layers, nn.Linear(64, 3))
+
+
 OTHER_NETS = {
     "residual": ResidualNet,
     "tanh": lambda: behind(nn.Tanh()),
@@ -83,23 +103,44 @@ OTHER_NETS = {
     "norm behind ReLU": lambda: behind(nn.ReLU(), shifted_batch_norm(1)),
     "mirrored": lambda: behind(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), shifted_batch_norm(2), wide=128),
     "nested": lambda: behind(nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.ReLU())),
+    "linear on rows": lambda: behind(nn.Linear(8, 8), nn.ReLU()),
     "own forward": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3), Own()),
     "hooked": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3), hooked()),
+    "hook that clips": lambda: linear(clipping("hook")),
+    "forward that clips": lambda: linear(clipping("forward")),
+    "chain that clips": lambda: Clipped(nn.Flatten(), nn.Linear(64, 3)),
 }
+NOT_READ = ("mirrored", "own forward")
+"""Pad by mirroring and Abs."""
 
 
 @pytest.mark.parametrize("name", OTHER_NETS)
-def test_nets_that_are_no_chain_are_exported_as_they_are(name: str, images: Tensor, tmp_path: Path) -> None:
+def test_nets_that_are_no_plain_chain_are_exported_as_they_are(name: str, images: Tensor, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = OTHER_NETS[name]().train()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     path = tmp_path / "net.onnx"
     export_onnx(net, (1, 8, 8), path)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items()) and net.training
-    assert parity(net.eval(), path, images) < 1e-4
-    if name not in ("mirrored", "own forward"):  # Pad by mirroring and Abs are not read
+    for scale in (1, 10, 300):
+        expected = net.eval()(scale * (images - 0.5))
+        found = RuntimeNet(path)(scale * (images - 0.5))
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * scale), scale
+    if name not in NOT_READ:
         again, shape = read_onnx_net(path)
         assert shape == (1, 8, 8) and torch.allclose(again(images), net(images), atol=1e-4)
+
+
+def test_several_images_run_at_once(images: Tensor) -> None:
+    """As verifiers do; a view by the batch's size is traced at a batch of one."""
+    torch.manual_seed(0)
+    net = ResidualNet().eval()
+    model = onnx_model(net, (1, 8, 8))
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(None, {"X": images.numpy()})[0])
+    assert torch.allclose(found, net(images), atol=1e-4) and len(found) > 1
 
 
 def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
@@ -111,7 +152,20 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.logcumsumexp(x.flatten(1), 1)[:, :3]
 
-    for net, message in ((Decides(), "reads values of tensors"), (Sorts(), "cannot export Sorts.*logcumsumexp")):
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x.flatten(1), x
+
+    pooled = nn.AvgPool2d(2, divisor_override=3)
+    for net, message in (
+        (Decides(), "reads values of tensors"),
+        (Sorts(), "cannot export Sorts.*logcumsumexp"),
+        (Pair(), "must give a tensor of logits, got tuple"),
+        (nn.Flatten(0), "must end in"),
+        (behind(nn.Softplus(threshold=5)), "leaves out what a layer says"),
+        (behind(pooled, wide=16), "leaves out what a layer says"),
+        (behind(nn.LocalResponseNorm(2)), "its graph has branches"),
+    ):
         with pytest.raises(SpecError, match=message):
             export_onnx(net, (1, 8, 8), tmp_path / "x.onnx")
     spoiled = small_net("plain")
@@ -121,7 +175,7 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
         (nn.Sequential(), "must end in"),
         (nn.Sequential(nn.Conv2d(1, 2, 3)), "must end in"),
         (nn.Sequential(nn.Flatten(), nn.Linear(9, 3)), "does not take inputs of shape"),
-        (spoiled, "not finite"),
+        (spoiled, "0.weight of the net holds NaN or infinite values"),
     ):
         with pytest.raises(SpecError, match=message):
             export_onnx(net, (1, 8, 8), tmp_path / "x.onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,13 @@ import onnxruntime
 import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from cure_plugin.errors import SpecError, first_line
 from cure_plugin.export.onnx_traced import traced_model
-from cure_plugin.modes import evaluation_mode
+from cure_plugin.inputs import check_weights, like, plain_net
 from cure_plugin.nets import Normalize, Reshape
 from cure_plugin.vnncomp.graphs import make_model, write_model
-
-_INPUTS = 3
-"""Random inputs compared, of pixels and of normally distributed values each."""
 
 _PARITY = 1e-4
 """By how much outputs may differ from PyTorch's, relative to the largest where that is above 1."""
@@ -46,15 +45,68 @@ def onnx_model(net: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelProto:
         SpecError: weights that are not finite, a net that does not map ``input_shape`` to (1, classes), or whose
             forward reads values, or one that neither we nor torch's exporter can write (the message names the layer).
     """
-    x, outputs = _probed(net, input_shape)
     try:
-        return _same(_chain(net, (1, *input_shape), outputs.shape[-1]), x, outputs)
+        own = copy.deepcopy(plain_net(net)).cpu().eval()  # forwards may leave something behind
+    except Exception as error:  # torch copies no results of computations that have a gradient
+        raise SpecError(f"the net cannot be copied ({first_line(error)}); detach the tensors that it keeps") from error
+    check_weights(own)
+    x, outputs = _probed(own, input_shape)
+    try:
+        return _same(_chain(own, (1, *input_shape), outputs.shape[-1]), x, outputs)
     except _OtherNetError:
-        return _same(traced_model(net, input_shape, outputs.shape[-1]), x, outputs)
+        return _same(traced_model(own, input_shape, outputs.shape[-1]), x, outputs)
 
 
 class _OtherNetError(SpecError):
     """What is not a chain of layers that are known here."""
+
+
+def _probed(net: nn.Module, input_shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """(inputs small and large, what the net makes of them one by one), float32."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, 1, *input_shape)
+    constants = torch.tensor([0.0, 1.0, 0.5, -1.0]).view(-1, *[1] * (len(shape) - 1)).expand(-1, *shape[1:])
+    drawn = [scale * torch.randn(shape, generator=generator) for scale in (1, 6, 40)]
+    x = torch.cat([constants, torch.rand(shape, generator=generator), *drawn])
+    try:
+        with torch.no_grad():
+            outputs = [net(one.to(like(net))) for one in x]
+    except Exception as error:  # whatever a net of somebody else raises
+        raise SpecError(f"the net does not take inputs of shape {input_shape}: {first_line(error)}") from error
+    if not isinstance(outputs[0], Tensor):
+        raise SpecError(
+            f"the net must give a tensor of logits, got {type(outputs[0]).__name__}; wrap it in one that does"
+        )
+    if outputs[0].ndim != 2 or len(outputs[0]) != 1 or (isinstance(net, nn.Sequential) and len(net) == 0):
+        raise SpecError(
+            f"the net maps an input to shape {tuple(outputs[0].shape)}; it must end in (1, classes), e.g. Flatten, "
+            "Linear"
+        )
+    return x.numpy(), torch.stack(outputs).detach().float().numpy()
+
+
+def _same(model: onnx.ModelProto, x: np.ndarray, outputs: np.ndarray) -> onnx.ModelProto:
+    """``model``, which computes ``outputs``.
+
+    Raises:
+        SpecError: ``outputs`` are not finite.
+        _OtherNetError: it does not: hooks and forwards of their own do not show in a layer's type.
+    """
+    if not np.isfinite(outputs).all():
+        raise SpecError("the net's outputs are not finite; look for NaN or infinity among its weights")
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        found = np.stack([session.run(None, {"X": one})[0] for one in x])
+    except Exception as error:  # onnxruntime's have no common class
+        raise _OtherNetError(f"onnxruntime cannot run the exported net: {first_line(error)}") from error
+    apart, largest = np.abs(found - outputs).max((1, 2)), np.abs(outputs).max((1, 2))
+    if not (apart <= _PARITY * np.maximum(1.0, largest)).all():
+        raise _OtherNetError(
+            f"the exported net's outputs differ from PyTorch's by {apart.max():.2g}: torch's exporter leaves out what "
+            "a layer says (as divisor_override, or threshold), or the net's forward does not do the same at every "
+            "call, or runs in half precision; export plain float32 layers"
+        )
+    return model
 
 
 def _chain(net: nn.Module, shape: tuple[int, ...], classes: int) -> onnx.ModelProto:
@@ -77,46 +129,42 @@ def _chain(net: nn.Module, shape: tuple[int, ...], classes: int) -> onnx.ModelPr
         ]
         nodes.append(helper.make_node(kind, [current, *names], [output], name=f"{kind}_{number}", **attributes))
         current = output
-    return make_model(nodes, tensors, shape, classes)
-
-
-def _probed(net: nn.Module, input_shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """(some inputs, what the net makes of them one by one), float32."""
-    first = next(net.parameters(), torch.zeros(()))
-    generator = torch.Generator().manual_seed(0)
-    shape = (_INPUTS, 1, *input_shape)
-    x = torch.cat([torch.rand(shape, generator=generator), torch.randn(shape, generator=generator)])
     try:
-        with evaluation_mode(net), torch.no_grad():
-            outputs = [net(one.to(first)).float().cpu() for one in x]
-    except Exception as error:  # whatever a net of somebody else raises
-        raise SpecError(f"the net does not take inputs of shape {input_shape}: {first_line(error)}") from error
-    if outputs[0].ndim != 2 or (isinstance(net, nn.Sequential) and len(net) == 0):
-        raise SpecError(
-            f"the net maps an input to shape {tuple(outputs[0].shape)}; it must end in (1, classes), e.g. Flatten, "
-            "Linear"
-        )
-    return x.numpy(), torch.stack(outputs).numpy()
+        return make_model(nodes, tensors, shape, classes)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:  # as a Linear on images
+        raise _OtherNetError(f"the layers do not fit together as ONNX has them: {first_line(error)}") from error
 
 
-def _same(model: onnx.ModelProto, x: np.ndarray, outputs: np.ndarray) -> onnx.ModelProto:
-    """``model``, which computes ``outputs``.
+_KNOWN = (
+    Normalize,
+    Reshape,
+    nn.Conv2d,
+    nn.Linear,
+    nn.ReLU,
+    nn.Flatten,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.Identity,
+    nn.Dropout,
+)
+
+
+def _layers(net: nn.Module) -> list[nn.Module]:
+    """Those of a chain, each of which does what its type says and no more.
 
     Raises:
-        SpecError: ``outputs`` are not finite.
-        _OtherNetError: it does not: hooks and forwards of their own do not show in a layer's type.
+        _OtherNetError: a net or layer that may do something else: of another type, with hooks or a forward of its own.
     """
-    if not np.isfinite(outputs).all():
-        raise SpecError("the net's outputs are not finite; look for NaN or infinity among its weights")
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found = np.stack([session.run(None, {"X": one})[0] for one in x])
-    difference = float(np.abs(found - outputs).max())
-    if not difference <= _PARITY * max(1.0, float(np.abs(outputs).max())):
-        raise _OtherNetError(
-            f"the exported net's outputs differ from PyTorch's by {difference:.2g}: its forward does not do the same "
-            "at every call, or runs in half precision; export plain float32 layers"
-        )
-    return model
+    if type(net) is not nn.Sequential or _is_changed(net):
+        raise _OtherNetError(f"{type(net).__name__} is no plain nn.Sequential")
+    for layer in net:
+        if type_before_parametrizations(layer) not in _KNOWN or _is_changed(layer):
+            raise _OtherNetError(f"{layer} is no plain layer that is known here")
+    return list(net)
+
+
+def _is_changed(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def fold_batch_norm(net: nn.Module) -> list[nn.Module]:
@@ -125,10 +173,8 @@ def fold_batch_norm(net: nn.Module) -> list[nn.Module]:
     Raises:
         _OtherNetError: ``net`` is no chain, or a BatchNorm follows another layer.
     """
-    if not isinstance(net, nn.Sequential):
-        raise _OtherNetError(f"{type(net).__name__} is no nn.Sequential")
     layers: list[nn.Module] = []
-    for layer in net:
+    for layer in _layers(net):
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             scale, shift = _batch_norm_affine(layer)
             previous = layers[-1] if layers else None
@@ -146,7 +192,7 @@ def fold_batch_norm(net: nn.Module) -> list[nn.Module]:
 def _batch_norm_affine(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """(factor, shift) per channel of a BatchNorm in eval mode, float64."""
     if layer.running_mean is None or layer.running_var is None:
-        raise SpecError(f"{layer} keeps no running statistics; it cannot be exported")
+        raise _OtherNetError(f"{layer} keeps no running statistics")
     ones = torch.ones_like(layer.running_mean)
     weight = ones if layer.weight is None else layer.weight.detach()
     bias = 0 * ones if layer.bias is None else layer.bias.detach()
@@ -209,14 +255,11 @@ def _translate(layer: nn.Module) -> tuple[str, dict[str, Any], dict[str, Tensor]
         return "Gemm", {"transB": 1}, _parameters(layer)
     if isinstance(layer, nn.ReLU):
         return "Relu", {}, {}
-    if isinstance(layer, nn.Flatten):
+    if isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1):
         return "Flatten", {"axis": 1}, {}
     if isinstance(layer, Reshape):
         return "Reshape", {}, {"S": torch.tensor([-1, *layer.shape])}
-    raise _OtherNetError(
-        f"cannot export layer {type(layer).__name__}; supported in nn.Sequential: Normalize, Conv2d, BatchNorm, "
-        "Linear, ReLU, Flatten"
-    )
+    raise _OtherNetError(f"cannot export layer {layer} of a chain")
 
 
 def _stored(value: Tensor, layer: nn.Module) -> np.ndarray:

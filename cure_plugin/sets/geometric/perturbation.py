@@ -202,9 +202,10 @@ class PerturbationGeometric(PerturbationSet):
         everyone = torch.arange(len(x), device=x.device)
         with torch.no_grad():
             order = self._distances(exact, point, starts).argsort(dim=0)[:_NEWTON_STARTS]
-            some = starts[order, everyone].split(max(1, _TOGETHER // x.numel()))
+            some = starts[order, everyone].split(max(1, _TOGETHER // max(1, x.numel())))
             ends = torch.cat([self._descend(exact, point, part) for part in some])
-            return self.decode(exact, self._nearest(exact, point, ends)).to(x.dtype)
+            nearest = self._nearest(exact, point, ends)
+        return self.decode(exact, nearest).to(x.dtype)
 
     def _descend(self, x: Tensor, point: Tensor, starts: Tensor) -> Tensor:
         """Damped Gauss-Newton steps inside the box from parameters (N, B, D) each."""
@@ -248,7 +249,7 @@ class PerturbationGeometric(PerturbationSet):
 
     def _distances(self, x: Tensor, point: Tensor, candidates: Tensor) -> Tensor:
         """Squared distances (N, B) between ``point`` and the candidates' (N, B, D) images."""
-        some = candidates.split(max(1, _TOGETHER // x.numel()))
+        some = candidates.split(max(1, _TOGETHER // max(1, x.numel())))
         return torch.cat([(self._images(x, part) - point).square().flatten(2).sum(2) for part in some])
 
     def _images(self, x: Tensor, candidates: Tensor) -> Tensor:
