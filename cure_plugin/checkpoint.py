@@ -18,6 +18,9 @@ from cure_plugin.zoo import resolved
 
 _FORMAT = 1
 
+_AS_ONNX = "its ONNX file (torch.onnx.export, or cure_plugin.export_onnx)"
+"""How a net that is none of ours is given."""
+
 
 def save_checkpoint(path: str | Path, spec: NetSpec, net: nn.Module, extra: dict[str, Any] | None = None) -> None:
     """Write the net's description and weights, and ``extra`` plain values or tensors, to ``path``.
@@ -62,8 +65,6 @@ def _load(path: str | Path) -> Any:
             remedy = f"of a net of your own give {_AS_ONNX}, or fetch the file anew"
         raise CheckpointError(f"cannot read checkpoint {path}: {reason}; {remedy}") from error
 
-
-_AS_ONNX = "its ONNX file (torch.onnx.export, or cure_plugin.export_onnx)"
 
 _NESTS = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
 """Where files keep the ``state_dict`` beside accuracy, epoch and optimiser."""

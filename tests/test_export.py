@@ -18,15 +18,7 @@ from torch import Tensor, nn
 from cure_plugin import PerturbationLpBall
 from cure_plugin.certification import Certifier
 from cure_plugin.errors import CheckpointError, DataError, OutputError, SpecError
-from cure_plugin.export import (
-    Property,
-    encode,
-    export_onnx,
-    onnx_model,
-    read_onnx_net,
-    read_query,
-    write_vnnlib,
-)
+from cure_plugin.export import Property, encode, export_onnx, onnx_model, read_onnx_net, read_query, write_vnnlib
 from cure_plugin.export.marabou import ask_marabou
 from cure_plugin.export.parity import RuntimeNet, parity
 from cure_plugin.nets import NETS, NetSpec, build_net
