@@ -25,8 +25,9 @@ from cure_plugin.json_files import plain, write_lines
 from cure_plugin.report import Example, Page, text_table, write_report
 from cure_plugin.sets import SetSpec, set_spec
 from cure_plugin.training import Recipe, Trainer, load_recipe
-from cure_plugin.vnncomp.graphs import read_model, write_model
+from cure_plugin.vnncomp.graphs import write_model
 from cure_plugin.vnncomp.instances import Instance, write_instances
+from cure_plugin.vnncomp.model_file import load_network
 from cure_plugin.vnncomp.query import Query
 from cure_plugin.vnncomp.vnnlib import vnnlib_text
 
@@ -210,7 +211,7 @@ def _ask_marabou(method: _Method, test: ImageData, model_path: Path) -> list[str
     for i in _pick(method.records, spec.name, "falsified", 1):
         point = _counterexample(method, x, y, i, spec)[0]
         cases.append((f"counterexample of image {i}, {spec}", "falsified", i, point, set_spec("linf=0")))
-    notes, model = [], read_model(model_path)
+    notes, model = [], load_network(model_path)
     for name, verdict, index, image, box in cases:
         wanted = encode(model, image, int(y[index]), box.build()).wanted
         try:

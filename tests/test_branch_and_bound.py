@@ -20,9 +20,11 @@ from cure_plugin.bounds.module import bounded_module
 from cure_plugin.certification import BranchAndBound, Certifier
 from cure_plugin.certification.bounder import Bounder
 from cure_plugin.relaxation.affine import affine_net
-from cure_plugin.relaxation.dual import Domain, Dual, Duals
+from cure_plugin.relaxation.dual import Domain, Dual, Duals, Found
+from cure_plugin.relaxation.optimise import Ascent, climb
 from cure_plugin.relaxation.products import Product
 from cure_plugin.relaxation.recheck import certified
+from cure_plugin.relaxation.reduced import Rows
 from cure_plugin.relaxation.root import Root, root
 from cure_plugin.relaxation.search import Limits
 from cure_plugin.relaxation.tighten import tighten, worthwhile
@@ -73,7 +75,12 @@ def drawn(name: str, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def start_of(
-    net: nn.Module, x: Tensor, y: Tensor, perturbation: PerturbationSet, hint: tuple[float, float] | None = None
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    perturbation: PerturbationSet,
+    hint: tuple[float, float] | None = None,
+    until: float = math.inf,
 ) -> Root:
     """``hint``: what is said of every neuron; default: what IBP says."""
     bounded = bounded_module(net, tuple(x.shape[1:]), self_check=False)
@@ -83,7 +90,7 @@ def start_of(
         hints = relu_boxes(bounded)
         if hint is not None:
             hints = {node: (low * 0 + hint[0], high * 0 + hint[1]) for node, (low, high) in hints.items()}
-        return root(affine_net(bounded), bounded, region, int(y), hints)
+        return root(affine_net(bounded), bounded, region, int(y), hints, until=until)
 
 
 class Prefix(nn.Module):
@@ -255,17 +262,56 @@ def test_boxes_hold_whatever_the_hints_say(kind: str, hint: tuple[float, float])
     for name, seed in itertools.product(NETS, range(3)):
         net, x, y = drawn(name, seed)
         perturbation = SETS[kind](0.3)
-        start = start_of(net, x, y, perturbation, hint)
-        points = perturbation.around(x.expand(1000, *x.shape[1:])).sample(torch.Generator().manual_seed(seed))
-        values = start.exact.net.forward(points.flatten(1).double())
-        for value, layer in zip(values, start.exact.layers, strict=False):
-            inside = value[:, layer.kept[: layer.unstable]]
-            assert bool(((inside >= layer.lower) & (inside <= layer.upper)).all())
-            assert bool((inside - layer.clean).norm(dim=1).amax() <= layer.radius) if layer.unstable else True
-            active = value[:, layer.kept[layer.unstable :]]
-            gone = torch.ones(value.shape[1], dtype=torch.bool)
-            gone[layer.kept] = False
-            assert bool((active >= 0).all()) and bool((value[:, gone] <= 0).all())
+        boxes_hold(start_of(net, x, y, perturbation, hint), perturbation, x, seed)
+
+
+def boxes_hold(start: Root, perturbation: PerturbationSet, x: Tensor, seed: int) -> None:
+    points = perturbation.around(x.expand(1000, *x.shape[1:])).sample(torch.Generator().manual_seed(seed))
+    values = start.exact.net.forward(points.flatten(1).double())
+    for value, layer in zip(values, start.exact.layers, strict=False):
+        inside = value[:, layer.kept[: layer.unstable]]
+        assert bool(((inside >= layer.lower) & (inside <= layer.upper)).all())
+        assert bool((inside - layer.clean).norm(dim=1).amax() <= layer.radius) if layer.unstable else True
+        active = value[:, layer.kept[layer.unstable :]]
+        gone = torch.ones(value.shape[1], dtype=torch.bool)
+        gone[layer.kept] = False
+        assert bool((active >= 0).all()) and bool((value[:, gone] <= 0).all())
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_boxes_hold_when_time_is_up(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds of wide layers that nobody had the time to optimise are wider, no more."""
+    monkeypatch.setattr(root_module, "_NARROW", 0)
+    monkeypatch.setattr(root_module, "_CHUNK", 2)
+    total = {-math.inf: 0.0, math.inf: 0.0}
+    for (name, seed), until in itertools.product(itertools.product(NETS, range(3)), total):
+        net, x, y = drawn(name, seed)
+        perturbation = SETS[kind](0.3)
+        start = start_of(net, x, y, perturbation, until=until)
+        boxes_hold(start, perturbation, x, seed)
+        total[until] += sum(float((layer.upper - layer.lower).sum()) for layer in start.exact.layers)
+    assert total[math.inf] < total[-math.inf]
+
+
+def test_climbing_ends_where_nothing_is_left_or_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = start_of(*drawn("mlp", 0), SETS["linf"](0.3))
+    dual, rows = Dual(start.net, start.coupled), start.margins.to(torch.float32)
+    looks: list[int] = []
+    evaluate = Dual.evaluate
+
+    def counted(self: Dual, some: Rows, duals: Duals, domain: Domain | None) -> Found:
+        looks.append(len(some))
+        return evaluate(self, some, duals, domain)
+
+    monkeypatch.setattr(Dual, "evaluate", counted)
+    whole = climb(dual, rows, dual.start(rows), Ascent(9))
+    assert looks == [2] * 9
+    looks.clear()
+    late = climb(dual, rows, dual.start(rows), Ascent(9, until=-math.inf))
+    assert looks == [2] and bool((late.value <= whole.value).all())
+    looks.clear()
+    climb(dual, rows, dual.start(rows), Ascent(9), done=lambda best: torch.arange(2) < len(looks) - 2)
+    assert looks == [2, 2, 2, 1]
 
 
 def test_what_float32_takes_for_a_proof_is_none() -> None:

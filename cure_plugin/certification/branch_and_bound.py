@@ -21,8 +21,9 @@ from cure_plugin.relaxation.tighten import tighten, worthwhile
 from cure_plugin.relaxation.trace import Trace
 from cure_plugin.sets import PerturbationBox, PerturbationLpBall, PerturbationSet
 
-_FIRST, _TIGHTENED = 0.15, 0.4
-"""Shares of the time until a search starts again with tighter boxes of its last layer: when these are made."""
+_ROOT, _FIRST, _TIGHTENED = 0.5, 0.15, 0.4
+"""Shares of the time: until bounds of wide layers are left as they are; until a search starts again with tighter boxes
+of its last layer; until these are made."""
 
 _DESCENT = 60
 """Steps of the attack where a subdomain is convex and still not proved."""
@@ -88,7 +89,7 @@ class BranchAndBound(Method):
         try:
             assert affine is not None  # see reads
             hints = one.known.boxes if one.known else {}
-            start = root(affine, bounder.bounded, one.region, int(one.y), hints, trace)
+            start = root(affine, bounder.bounded, one.region, int(one.y), hints, trace, started + _ROOT * self.seconds)
         except SpecError:  # nothing that could be split is known of it
             return Searched(False, math.nan, 0, 0), None
         reached: list[Tensor] = []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +26,7 @@ class Ascent:
     Attributes:
         steps: evaluations. rate: Adam's, of slopes, times ``decay`` each step. splits: its rate for the multipliers of
             splits, relative to the neurons' usual coefficients. mean: whether the mean of the points met is kept.
+        until: when to stop, by ``time.monotonic``; each row is bounded once at least.
     """
 
     steps: int
@@ -30,6 +34,7 @@ class Ascent:
     splits: float = 0.05
     decay: float = 0.97
     mean: bool = False
+    until: float = math.inf
 
 
 @dataclass
@@ -54,12 +59,13 @@ def climb(
     ascent: Ascent,
     domain: Domain | None = None,
     scale: Tensor | None = None,
-    target: float | None = None,
+    done: Callable[[Tensor], Tensor] | None = None,
 ) -> Best:
-    """Climb from ``duals``; rows above the ``target`` stop.
+    """Climb from ``duals``.
 
     Args:
         domain: of splits, whose multipliers are free then. scale: usual coefficients of the neurons, (1, N).
+        done: given the best bounds of all rows (R,), which of them need no more, (R,) bool.
     """
     count = len(rows)
     best = rows.bias.new_full((count,), -torch.inf)
@@ -77,10 +83,10 @@ def climb(
         better = (last.value > best[left]).nonzero().flatten()
         best[left[better]] = last.value[better]
         kept.put(left[better], state.select(better))
-        if step == ascent.steps:
+        if step == ascent.steps or time.monotonic() > ascent.until:
             break
-        if target is not None:
-            open_ = (best[left] <= target).nonzero().flatten()
+        if done is not None:
+            open_ = (~done(best)[left]).nonzero().flatten()
             if len(open_) == 0:
                 return Best(best, kept, left[:0], None, None)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -29,6 +30,9 @@ _ROWS = 400
 _STEPS, _WIDE_STEPS = 20, 3
 """Evaluations of the dual for such a bound, and for one of a wider layer."""
 
+_NARROW = 128
+"""Neurons up to which optimising takes no time."""
+
 _CHUNK = 512
 """Neurons bounded at a time."""
 
@@ -40,6 +44,9 @@ _ROUNDED = 1.01
 
 _SLACK = 1e-7
 """Of a neuron's terms: boxes are that much wider than what was found, so that other arithmetic finds no wider ones."""
+
+_STABLE = 2e-5
+"""Of a neuron's terms: how far beyond 0 an end must be in the working precision for the neuron to count as stable."""
 
 WORKING = torch.float32
 """Of the search; proofs rest on float64."""
@@ -70,6 +77,7 @@ def root(
     y: int,
     hints: Mapping[str, NodeBox],
     trace: Trace | None = None,
+    until: float = math.inf,
 ) -> Root:
     """The root of one image; its boxes are bounded here, in float64, whatever the hints say.
 
@@ -78,6 +86,7 @@ def root(
         hints: bounds of the ReLUs' inputs by name, (1, *shape): neurons that are stable there are bounded with less
             work.
         trace: takes the layers, and the duals that their boxes rest on.
+        until: when to leave bounds of a layer's many neurons as they are, by ``time.monotonic``.
 
     Raises:
         SpecError: a set that is neither an lp ball nor a box, a node whose rounding has no rule, or bounds that are not
@@ -90,7 +99,7 @@ def root(
         raise SpecError("the net has a node whose rounding has no rule")
     coupled = region.perturbation.shared_budget
     trace = trace or Trace()
-    boxes = _Boxes(ReducedNet(affine, start), coupled, terms_along(bounded, region.x), trace)
+    boxes = _Boxes(ReducedNet(affine, start), coupled, terms_along(bounded, region.x), trace, until)
     clean = [value[0] for value in affine.forward(start.x[None])]
     reach = [_Reach(*(float(radius.double()) * (1 + 1e-6) for radius in region.radii))]
     for k, name in enumerate(affine.names, 1):
@@ -169,16 +178,31 @@ def _through(matrix: Tensor, norm: float, reach: _Reach) -> float:
     return min(by_l1, min(norm, own) * reach.l2)
 
 
+@dataclass(frozen=True)
+class _Stable:
+    """Neurons whose bounds are done since one of them shows which side of 0 the neuron is on.
+
+    Attributes:
+        margins: by how much it must (R,).
+    """
+
+    margins: Tensor
+
+    def __call__(self, both: Tensor) -> Tensor:
+        """``both``: lower bounds, then negated upper ones (2 R,); (2 R,) bool."""
+        return (both.view(2, -1) > self.margins).any(0).repeat(2)
+
+
 class _Boxes:
     """Bounds of one layer's inputs after the other, over the layers below; all hold in float64.
 
     Args:
         net: without layers. coupled: whether layers have balls. terms: along a chain of sums.
-        trace: takes the duals.
+        trace: takes the duals. until: when to stop optimising bounds of many neurons.
     """
 
-    def __init__(self, net: ReducedNet, coupled: bool, terms: int, trace: Trace) -> None:
-        self.net, self.coupled, self.terms, self.trace = net, coupled, terms, trace
+    def __init__(self, net: ReducedNet, coupled: bool, terms: int, trace: Trace, until: float) -> None:
+        self.net, self.coupled, self.terms, self.trace, self.until = net, coupled, terms, trace, until
         self.rounding = growth(terms, torch.float64)
 
     def of(
@@ -224,12 +248,16 @@ class _Boxes:
             return lower, upper
         lower, upper = lower.clone(), upper.clone()
         dual = Dual(self.net.to(WORKING), self.coupled)
-        for index in chosen.nonzero().flatten().split(_CHUNK):
+        neurons = chosen.nonzero().flatten()
+        parts = neurons.split(_CHUNK)
+        for number, index in enumerate(parts):
             both = rows.select(index).and_negated()
             working = both.to(WORKING)
             duals = dual.start(working)
             if steps > 1:
-                duals = climb(dual, working, duals, Ascent(steps, rate=0.2)).duals
+                stable = _Stable(_STABLE * size[index].to(WORKING))
+                until = self._share(len(parts) - number) if len(neurons) > _NARROW else math.inf
+                duals = climb(dual, working, duals, Ascent(steps, rate=0.2, until=until), done=stable).duals
             self.trace.boxes.append((len(self.net.layers) + 1, index, duals))
             sizes = size[index].repeat(2)
             found = certified(self.net, both, sizes, duals.to(torch.float64), None, self.coupled, self.terms)
@@ -237,3 +265,8 @@ class _Boxes:
             lower[index] = torch.fmax(lower[index], low)
             upper[index] = torch.fmin(upper[index], -high)
         return lower, upper
+
+    def _share(self, parts: int) -> float:
+        """When the first of so many parts of a layer is to end."""
+        now = time.monotonic()
+        return now + max(0.0, self.until - now) / parts

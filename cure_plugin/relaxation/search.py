@@ -123,7 +123,7 @@ class Search:
         """The subdomains to start from, or what ends the search at once."""
         everything = torch.zeros(len(self.rows), self.count, dtype=torch.int8)
         classes = torch.arange(len(self.rows))
-        best = climb(self.dual, self.rows, self.dual.start(self.rows), _ROOT, target=self.target)
+        best = climb(self.dual, self.rows, self.dual.start(self.rows), _ROOT, done=self._done)
         self.nodes += len(classes)
         open_ = self._settle(classes, everything, best.value, best.duals)
         if best.last is not None and len(open_):
@@ -154,7 +154,7 @@ class Search:
         classes, parents = classes[twice], bounds[twice]
         given = self._split(duals.select(twice), neurons[twice], sides)
         domain = Domain(signs.to(WORKING))
-        best = climb(self.dual, self.rows.select(classes), given, self.ascent, domain, self.scale, self.target)
+        best = climb(self.dual, self.rows.select(classes), given, self.ascent, domain, self.scale, self._done)
         self.nodes += len(classes)
         self.depth = max(self.depth, int((signs != 0).sum(1).max()))
         value = torch.maximum(best.value, parents)
@@ -169,7 +169,7 @@ class Search:
                 _LEAF,
                 leaf,
                 self.scale,
-                self.target,
+                self._done,
             )
             stuck = self._settle(classes[whole], signs[whole], closed.value, closed.duals)
             if len(stuck):
@@ -209,9 +209,13 @@ class Search:
         slopes = duals.slopes.scatter(1, neurons[:, None], (sides[:, None] > 0).to(WORKING))
         return Duals(slopes, duals.splits, duals.multipliers, duals.budget)
 
+    def _done(self, value: Tensor) -> Tensor:
+        """Which bounds (R,) of the working precision are taken to float64."""
+        return value > self.target
+
     def _settle(self, classes: Tensor, signs: Tensor, value: Tensor, duals: Duals) -> Tensor:
         """Which of the subdomains are not proved in float64."""
-        done = (value > self.target).nonzero().flatten()
+        done = self._done(value).nonzero().flatten()
         if len(done) == 0:
             return torch.arange(len(classes))
         bound = self._certified(classes[done], signs[done], duals.select(done))

@@ -17,8 +17,9 @@ import onnx
 
 from cure_plugin.errors import CheckpointError, CureError, DataError, OutputError
 from cure_plugin.vnncomp.generate import GENERATED, STRATA
-from cure_plugin.vnncomp.graphs import input_shape, output_size, read_model
+from cure_plugin.vnncomp.graphs import input_shape, output_size
 from cure_plugin.vnncomp.instances import Instance, base_name, read_instances
+from cure_plugin.vnncomp.model_file import load_network
 from cure_plugin.vnncomp.pack import VENDOR, missing_copies, pack
 from cure_plugin.vnncomp.query import Query, read_query, read_text
 from cure_plugin.vnncomp.replay import Answer, Network, fault_of, read_answer
@@ -114,7 +115,7 @@ def _network_sizes(path: Path) -> tuple[int, int]:
     Raises:
         CureError: it is none.
     """
-    model = read_model(path)
+    model = load_network(path)
     operators = {node.op_type for node in model.graph.node}
     if operators - _OPERATORS:
         raise CureError(f"{path.name} uses {', '.join(sorted(operators - _OPERATORS))}")

@@ -22,8 +22,8 @@ import yaml
 
 from cure_plugin.errors import DataError, OutputError, SpecError
 from cure_plugin.files import write_atomically
-from cure_plugin.vnncomp.graphs import read_model
 from cure_plugin.vnncomp.instances import Instance, instances_text
+from cure_plugin.vnncomp.model_file import load_network
 from cure_plugin.vnncomp.questions import (
     Question,
     around,
@@ -75,7 +75,7 @@ def read_root(folder: Path) -> Root:
         candidates = json.loads((folder / "candidates.json").read_text())
         with np.load(folder / "candidates.npz", allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-        nets = {name: read_model(folder / "onnx" / name) for name in spec["nets"]}
+        nets = {name: load_network(folder / "onnx" / name) for name in spec["nets"]}
         for key, number in (("timeout", spec["timeout"]), *((s, spec["strata"][s]) for s in STRATA)):
             if not isinstance(number, int | float) or not number >= 0:
                 raise ValueError(f"{key} in spec.yaml must be a number >= 0, got {number!r}")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from cure_plugin.errors import CheckpointError, SpecError
@@ -20,23 +19,6 @@ from cure_plugin.files import write_atomically
 
 OPSET, IR_VERSION = 13, 8
 """What the exported files declare."""
-
-
-def read_model(path: str | Path) -> onnx.ModelProto:
-    """A checked ONNX file.
-
-    Raises:
-        CheckpointError: missing, corrupt or invalid.
-    """
-    try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"cannot read ONNX file {path}: there is no such file; check the path") from error
-    except (OSError, DecodeError, onnx.checker.ValidationError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"cannot read ONNX file {path}: {reason}; export it again") from error
-    return model
 
 
 def write_model(model: onnx.ModelProto, path: str | Path) -> None:
