@@ -32,7 +32,7 @@ NAMES = {
     "random": "Random",
     "scratch": "CURE-Scratch",
     "finetune": "CURE-Finetune",
-    "union": "union (intervals for linf, layer norms)",
+    "union": "union (boxes for linf, layer norms)",
     "union_clean": "union, more of the natural loss",
     "union_robust": "union, no natural loss",
     "union_finetune": "union, from a linf net",
