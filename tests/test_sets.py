@@ -137,6 +137,8 @@ def test_per_sample_radii(images: Tensor) -> None:
         (lambda: PerturbationUnion([object()]), "must be cure_plugin sets, got object"),  # type: ignore[list-item]
         (lambda: PerturbationUnion([PerturbationLpBall(2, 1)]).set_eps(2.0), "no single eps"),
         (lambda: set_spec("l3=0.1"), "unknown set 'l3'; known:"),
+        (lambda: set_spec("rotation=10"), r"without name=, e.g. R\(10\)"),
+        (lambda: set_spec("Sh=2"), r"without name=, e.g. R\(10\)"),
         (lambda: set_spec("linf"), "name=parameters"),
         (lambda: set_spec("patch=5"), "HEIGHTxWIDTH, e.g. 5x5, got '5'"),
         (lambda: set_spec("patch=0x5"), "at least 1 pixel"),

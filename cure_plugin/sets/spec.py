@@ -17,10 +17,13 @@ from cure_plugin.sets.base import PerturbationSet
 from cure_plugin.sets.geometric import PerturbationGeometric
 from cure_plugin.sets.lp import PerturbationLpBall
 from cure_plugin.sets.patch import PerturbationL0, PerturbationPatch
-from cure_plugin.sets.registry import register_perturbation, registered
+from cure_plugin.sets.registry import kinds, register_perturbation, registered
 from cure_plugin.sets.union import PerturbationUnion
 
 _NORMS = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
+
+_TRANSFORMATIONS = re.compile(r"rot|trans|scal|shear|contrast|bright|(r|t|sc|sh|c|b)$")
+"""How names begin that people give to geometric sets, or what they are."""
 
 
 def parse_number(value: str | float, argument: str) -> float:
@@ -194,6 +197,8 @@ def _from_text(text: str) -> SetSpec:
     kind, separator, parameters = (part.strip() for part in text.partition("="))
     if not separator:
         raise SpecError(f"a set is written name=parameters, e.g. linf=8/255, l2=0.5, patch=5x5 or R(10); got {text!r}")
+    if kind not in kinds() and _TRANSFORMATIONS.match(kind.lower()):
+        raise SpecError(f"geometric sets are written without name=, e.g. R(10) or Sc(1) R(1) T(2,2); got {text!r}")
     return LpBallSpec(kind, parameters) if kind in _NORMS else NamedSpec(kind, parameters)
 
 
