@@ -299,8 +299,8 @@ def training_step_table() -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "A step over linf and l2. The last columns: our SABR step over that of the SABR paper's code; our Max step over a "
-        f"step with CTRAIN's SABR loss twice; on the same net and images. {shown_origin(entry)}.",
+        "A step over linf and l2. The last columns: our SABR step over that of the SABR paper's code; our Max step "
+        f"over a step with CTRAIN's SABR loss twice; on the same net and images. {shown_origin(entry)}.",
     ]
     return "\n".join(lines)
 
