@@ -43,7 +43,7 @@ SETTINGS = {
 METHODS = ("linf", "l2", "joint", "max", "random", "scratch", "finetune", "union")
 """Of the table; a setting's recipe file may hold more, as ablations."""
 
-OPERATING_POINTS = ("scratch_clean", "union_clean", "union_robust", "union_finetune")
+OPERATING_POINTS = ("scratch_clean", "union_clean", "union_whole", "union_robust", "union_finetune")
 """Other recipes of the best methods, which are reported on as many images."""
 
 IMAGES = 1000

@@ -12,6 +12,9 @@ from cure_plugin.errors import DataError
 from cure_plugin.report.plots import load_pyplot
 
 ABLATIONS = (
+    "union_whole",
+    "union_ba",
+    "union_gp",
     "universal",
     "scratch_clean",
     "ba_only",
@@ -34,7 +37,10 @@ NAMES = {
     "finetune": "CURE-Finetune",
     "union": "union (boxes for linf, layer norms)",
     "union_clean": "union, more of the natural loss",
+    "union_whole": "union, l2 at its whole radius",
     "union_robust": "union, no natural loss",
+    "union_ba": "union + BA",
+    "union_gp": "union + GP",
     "union_finetune": "union, from a linf net",
     "scratch_clean": "CURE-Scratch, smaller l2 region",
     "ba_only": "Max + BA",
