@@ -18,6 +18,7 @@ from cure_plugin.bounds.radii import GraphRadii, Radius
 from cure_plugin.certification import Certifier, LipschitzBound
 from cure_plugin.errors import SpecError
 from cure_plugin.nets import Normalize
+from cure_plugin.training import LipschitzMargin, lipschitz_loss
 from cure_plugin.training.batch_norm import batch_statistics
 
 SHAPE = (2, 6, 6)
@@ -108,6 +109,16 @@ def test_vectors_are_kept_until_they_are_forgotten() -> None:
     first, second = norms.distances(bounded, 2), norms.distances(bounded, 2)
     norms.restart()
     assert torch.equal(norms.distances(bounded, 2), first) and not torch.equal(first, second)
+
+
+def test_a_part_of_a_ball_is_the_smaller_ball() -> None:
+    net = made("strided")
+    x, y = torch.rand(4, *SHAPE), torch.arange(4) % 3
+    ball, part = PerturbationLpBall(2, 0.4), PerturbationLpBall(2, 0.1)
+    of_part = lipschitz_loss(bounded_module(net, SHAPE), net, x, y, ball, ratio=0.25)
+    assert torch.allclose(of_part.vector, lipschitz_loss(bounded_module(net, SHAPE), net, x, y, part).vector)
+    with pytest.raises(SpecError, match="ratio must lie in"):
+        LipschitzMargin(ratio=1.5)
 
 
 def test_every_weight_has_a_gradient_and_batch_statistics_count() -> None:

@@ -221,6 +221,13 @@ class TestLipschitzMargin(LossTestCase):
         return LOSSES.make("lipschitz")
 
 
+class TestLipschitzMarginOfAPart(LossTestCase):
+    """Of a ball of half the radius: what the loss of that ball is."""
+
+    def make(self) -> Loss:
+        return LOSSES.make("lipschitz", {"ratio": 0.5})
+
+
 class TestLipschitzMarginOfL1(TestLipschitzMargin):
     def perturbation(self) -> PerturbationSet:
         return PerturbationLpBall(1, 0.1)

@@ -233,15 +233,19 @@ class LipschitzMargin(Loss):
 
     Attributes:
         steps: of power iteration, a batch.
+        ratio: of the ball that is trained for, relative to the set's, in (0, 1]: less for a set that binds less than
+            others, whose certificates other bounds than norms complete.
     """
 
     bounds: ClassVar[bool] = False  # of no layer
     certifies: ClassVar[bool] = False  # power iteration comes from below
 
     steps: int = 2
+    ratio: float = 1.0
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps, 1)
+        check_number("ratio", self.ratio, 1, zero=False)
 
     def check(self, perturbation: PerturbationSet) -> None:
         super().check(perturbation)
@@ -252,7 +256,7 @@ class LipschitzMargin(Loss):
         return False
 
     def of(self, batch: Batch) -> SetLoss:
-        return lipschitz_loss(batch.bounded, batch.model, batch.x, batch.y, batch.perturbation, self.steps)
+        return lipschitz_loss(batch.bounded, batch.model, batch.x, batch.y, batch.perturbation, self.steps, self.ratio)
 
     def restart(self, bounded: BoundedModule) -> None:
         kept_norms(bounded).restart()

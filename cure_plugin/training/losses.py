@@ -140,14 +140,20 @@ def cc_ibp_loss(
 
 
 def lipschitz_loss(
-    bounded: BoundedModule, model: nn.Module, x: Tensor, y: Tensor, perturbation: PerturbationSet, steps: int = 2
+    bounded: BoundedModule,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    perturbation: PerturbationSet,
+    steps: int = 2,
+    ratio: float = 1.0,
 ) -> SetLoss:
     """Cross entropy of logits that move as far as the layers' norms let them (see :mod:`cure_plugin.bounds.lipschitz`).
 
     For l2 balls it is what coupled bounds start from, for l1 balls the first layer's columns count, for linf rows.
 
     Args:
-        steps: of power iteration.
+        steps: of power iteration. ratio: of the radius that logits move over, relative to the set's.
 
     Raises:
         SpecError: the set is no lp ball, or the net has a node that no norm is known of.
@@ -159,7 +165,7 @@ def lipschitz_loss(
     eps = torch.as_tensor(perturbation.eps).to(clean).reshape(-1, 1)
     others = margin_matrix(y, clean.shape[1]) < 0
     moved = (others * distances[y].unsqueeze(1)).sum(2)
-    return _of(clean + eps * torch.cat([torch.zeros_like(moved[:, :1]), moved], 1))
+    return _of(clean + ratio * eps * torch.cat([torch.zeros_like(moved[:, :1]), moved], 1))
 
 
 def _of(vector: Tensor) -> SetLoss:
