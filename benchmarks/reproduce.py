@@ -1,4 +1,4 @@
-"""Train and certify the methods of a setting at equal radii and epochs; every run becomes a file of the ledger.
+"""Train and certify the methods of a setting at equal radii; every run becomes a file of the ledger.
 
 python benchmarks/reproduce.py small_mnist_small --data FOLDER               # all methods, seeds 0 and 1
 python benchmarks/reproduce.py small_mnist_small --methods scratch --seeds 2 --data FOLDER

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from auto_LiRPA import BoundedModule
@@ -178,19 +179,13 @@ def _through(matrix: Tensor, norm: float, reach: _Reach) -> float:
     return min(by_l1, min(norm, own) * reach.l2)
 
 
-@dataclass(frozen=True)
-class _Stable:
-    """Neurons whose bounds are done since one of them shows which side of 0 the neuron is on.
+def _stable(margins: Tensor, both: Tensor) -> Tensor:
+    """Which bounds (2 R,) are done since one of a neuron's two shows which side of 0 it is on.
 
-    Attributes:
-        margins: by how much it must (R,).
+    Args:
+        margins: by how much it must (R,). both: lower bounds, then negated upper ones (2 R,).
     """
-
-    margins: Tensor
-
-    def __call__(self, both: Tensor) -> Tensor:
-        """``both``: lower bounds, then negated upper ones (2 R,); (2 R,) bool."""
-        return (both.view(2, -1) > self.margins).any(0).repeat(2)
+    return (both.view(2, -1) > margins).any(0).repeat(2)
 
 
 class _Boxes:
@@ -255,7 +250,7 @@ class _Boxes:
             working = both.to(WORKING)
             duals = dual.start(working)
             if steps > 1:
-                stable = _Stable(_STABLE * size[index].to(WORKING))
+                stable = partial(_stable, _STABLE * size[index].to(WORKING))
                 until = self._share(len(parts) - number) if len(neurons) > _NARROW else math.inf
                 duals = climb(dual, working, duals, Ascent(steps, rate=0.2, until=until), done=stable).duals
             self.trace.boxes.append((len(self.net.layers) + 1, index, duals))

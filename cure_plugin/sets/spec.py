@@ -197,7 +197,7 @@ def _from_text(text: str) -> SetSpec:
     kind, separator, parameters = (part.strip() for part in text.partition("="))
     if not separator:
         raise SpecError(f"a set is written name=parameters, e.g. linf=8/255, l2=0.5, patch=5x5 or R(10); got {text!r}")
-    if kind not in kinds() and _TRANSFORMATIONS.match(kind.lower()):
+    if _TRANSFORMATIONS.match(kind.lower()) and kind not in kinds():
         raise SpecError(f"geometric sets are written without name=, e.g. R(10) or Sc(1) R(1) T(2,2); got {text!r}")
     return LpBallSpec(kind, parameters) if kind in _NORMS else NamedSpec(kind, parameters)
 

@@ -202,7 +202,7 @@ class PerturbationGeometric(PerturbationSet):
         everyone = torch.arange(len(x), device=x.device)
         with torch.no_grad():
             order = self._distances(exact, point, starts).argsort(dim=0)[:_NEWTON_STARTS]
-            some = starts[order, everyone].split(max(1, _TOGETHER // max(1, x.numel())))
+            some = _in_parts(x, starts[order, everyone])
             ends = torch.cat([self._descend(exact, point, part) for part in some])
             nearest = self._nearest(exact, point, ends)
         return self.decode(exact, nearest).to(x.dtype)
@@ -249,7 +249,7 @@ class PerturbationGeometric(PerturbationSet):
 
     def _distances(self, x: Tensor, point: Tensor, candidates: Tensor) -> Tensor:
         """Squared distances (N, B) between ``point`` and the candidates' (N, B, D) images."""
-        some = candidates.split(max(1, _TOGETHER // max(1, x.numel())))
+        some = _in_parts(x, candidates)
         return torch.cat([(self._images(x, part) - point).square().flatten(2).sum(2) for part in some])
 
     def _images(self, x: Tensor, candidates: Tensor) -> Tensor:
@@ -367,3 +367,8 @@ class PerturbationGeometric(PerturbationSet):
         if self.lower.ndim == 2:
             return f"PerturbationGeometric({self.names}, {self.lower.shape[0]} boxes)"
         return f"PerturbationGeometric({self.names}, {self.lower.tolist()}, {self.upper.tolist()})"
+
+
+def _in_parts(x: Tensor, candidates: Tensor) -> tuple[Tensor, ...]:
+    """Parameters (N, B, D) in parts whose images of ``x`` are made at once."""
+    return candidates.split(max(1, _TOGETHER // max(1, x.numel())))
